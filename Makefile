@@ -1,0 +1,44 @@
+# One command a verb. The environment is made once, in VENV, and again when pyproject.toml or the checkout changes.
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+DIGEST := $(shell { cat pyproject.toml; pwd; } | $(PYTHON) -c \
+	'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest()[:16])')
+STAMP := $(VENV)/.ray_sisa-$(DIGEST)
+BENCHMARKS := $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
+
+.PHONY: help env demo test check bench clean
+
+help: ## list the verbs
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+
+env: $(STAMP) ## make the environment in VENV (default .venv) with PYTHON (3.11 to 3.13)
+
+# The stamp is written last: an environment whose making was cut short has none, and is completed by the next call.
+$(STAMP):
+	$(PYTHON) -m venv $(VENV)
+	rm -f $(VENV)/.ray_sisa-*
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+demo: $(STAMP) ## train, forget and prove it, on this machine
+	$(BIN)/ray-sisa demo
+
+test: $(STAMP) ## run the tests; PYTEST_ARGS adds arguments
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(STAMP) ## formatting, lint, types and the contracts between modules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+bench: $(STAMP) ## run every benchmark
+	@set -e; for benchmark in $(BENCHMARKS); do echo "== $$benchmark"; $(BIN)/python $$benchmark; done
+
+clean: ## remove caches, build products and .venv; never runs or data
+	rm -rf .venv build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,154 @@
+"""Evaluating the ensemble in force: accuracies, and what a membership-inference attacker can still tell.
+
+Outputs come from the runner, one job a constituent; all that is made of them is pure functions on arrays.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ray_sisa.clock import now
+from ray_sisa.engine.runner import Runner, device_of
+from ray_sisa.ensemble import Inputs, aggregate, constituent_outputs
+from ray_sisa.errors import DataError
+from ray_sisa.evaluation.accuracy import Accuracy, accuracy, cross_entropy
+from ray_sisa.evaluation.membership import Membership, membership_inference
+from ray_sisa.records import Constituent, Head, RunRecord
+from ray_sisa.samples import Samples, concatenate
+from ray_sisa.store import Store
+from ray_sisa.voting import Rule
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Members:
+    """Samples whose membership is attacked, and the shard that holds or held each, int64 [N]."""
+
+    samples: Samples
+    shards: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardEvaluation:
+    """One constituent on the test set."""
+
+    shard: int
+    slice: int
+    test: Accuracy
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardMembership:
+    """The attack on one constituent.
+
+    `held` is against the members that its shard held (None where it held too few to attack), `whole` against all.
+    """
+
+    shard: int
+    num_held: int
+    held: Membership | None
+    whole: Membership | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """What was measured of one head."""
+
+    head: int
+    ensemble_digest: str
+    complete: bool
+    aggregation: Rule
+    test: Accuracy
+    shards: tuple[ShardEvaluation, ...]
+    ensemble_membership: Membership | None
+    shard_memberships: tuple[ShardMembership, ...]
+    forget_request: int | None
+    """Number of the request that names the forget set, where it is one."""
+    forget: Accuracy | None
+    retain: Accuracy | None
+    measured_at: str
+
+
+def evaluate(
+    *,
+    store: Store,
+    run: RunRecord,
+    head: Head,
+    constituents: Sequence[Constituent],
+    test: Samples,
+    members: Members,
+    retain: Samples | None,
+    runner: Runner,
+    rule: Rule = "mean",
+    forget_request: int | None = None,
+) -> Evaluation:
+    """Evaluates an ensemble.
+
+    Args:
+        store: of the run.
+        run: its record.
+        head: the head evaluated.
+        constituents: who votes.
+        test: held-out samples.
+        members: the forget set, or training samples where nothing is to be forgotten.
+        retain: live samples; given exactly if `members` is a forget set.
+        runner: where the constituents are run.
+        rule: of aggregation.
+        forget_request: number of the request that names the forget set, if it is one.
+
+    Raises:
+        DataError: no constituent is left.
+    """
+    parts = [test, members.samples, *([retain] if retain is not None else [])]
+    everything = concatenate(parts)
+    inputs = Inputs(store=store, run=run, images=everything.images, device=device_of(run.config.scaling))
+    outputs = runner.map(constituent_outputs, inputs, [c.key for c in constituents])
+    scores = aggregate(outputs, constituents, rule)
+    edges = np.cumsum([0, *map(len, parts)])
+    on_test, on_members = (slice(a, b) for a, b in itertools.pairwise(edges))
+    labels = everything.labels
+
+    def measured(rows: slice) -> Accuracy:
+        return accuracy(scores[rows], labels[rows])
+
+    def attacked(log_probabilities: np.ndarray, rows: np.ndarray) -> Membership | None:
+        losses = cross_entropy(log_probabilities, labels)
+        return _attack(losses[on_members][rows], losses[on_test])
+
+    whole = np.ones(len(members.samples), dtype=bool)
+    memberships = [
+        ShardMembership(
+            shard=c.shard,
+            num_held=int((members.shards == c.shard).sum()),
+            held=attacked(output, members.shards == c.shard),
+            whole=attacked(output, whole) if retain is not None else None,
+        )
+        for c, output in zip(constituents, outputs, strict=True)
+    ]
+    return Evaluation(
+        head=head.number,
+        ensemble_digest=head.ensemble_digest,
+        complete=head.complete,
+        aggregation=rule,
+        test=measured(on_test),
+        shards=tuple(
+            ShardEvaluation(shard=c.shard, slice=c.slice, test=accuracy(output[on_test], labels[on_test]))
+            for c, output in zip(constituents, outputs, strict=True)
+        ),
+        ensemble_membership=attacked(np.log(np.maximum(scores, np.finfo(np.float32).tiny)), whole),
+        shard_memberships=tuple(memberships),
+        forget=measured(on_members) if retain is not None and len(members.samples) else None,
+        retain=measured(slice(edges[2], edges[3])) if retain is not None and len(retain) else None,
+        forget_request=forget_request,
+        measured_at=now(),
+    )
+
+
+def _attack(members: np.ndarray, test: np.ndarray) -> Membership | None:
+    try:
+        return membership_inference(members, test)
+    except DataError:
+        return None  # too few to attack: reported as such, not as a number

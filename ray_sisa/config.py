@@ -1,0 +1,332 @@
+"""What a user writes: one YAML file, validated whole before anything starts.
+
+`RunConfig` is that file. `TrainingRecipe` is the recipe with all that data and placement add to it: everything that
+determines weights besides the samples, and nothing else.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from ray_sisa.errors import ConfigError
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Columns(_Section):
+    """Names of the columns of Parquet files."""
+
+    id: str | None = None
+    """Column of the sample id; without one the id is a digest of the content."""
+    subject: str | None = None
+    """Column of the subject; without one each sample is its own subject."""
+    image: str = "img"
+    """Image column: struct of `bytes` and `path`, binary, or a fixed-shape tensor."""
+    features: tuple[str, ...] | None = None
+    """Numeric columns to use as a feature vector, in place of an image."""
+    label: str = "label"
+
+
+class DataConfig(_Section):
+    """Where samples come from, and the constants that describe them."""
+
+    source: str
+    """`digits`, `parquet`, or `torchvision:NAME`."""
+    train: str | tuple[str, ...] | None = None
+    test: str | tuple[str, ...] | None = None
+    root: str | None = None
+    """Folder of a torchvision set."""
+    download: bool = False
+    columns: Columns = Columns()
+    num_classes: Count | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+
+    @model_validator(mode="after")
+    def _source_has_what_it_needs(self) -> DataConfig:
+        kind, _, name = self.source.partition(":")
+        if kind not in {"digits", "parquet", "torchvision"} or (kind == "torchvision") != bool(name):
+            raise ValueError(f"source: {self.source!r} must be digits, parquet or torchvision:NAME")
+        if kind == "parquet" and self.train is None:
+            raise ValueError("train: missing; source parquet must name its training files (a file, folder or URI)")
+        if kind == "parquet" and self.num_classes is None:
+            raise ValueError("num_classes: missing; it is never computed from data that may be deleted, so give it")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean, std: one without the other; give both or neither")
+        return self
+
+
+class PlacementConfig(_Section):
+    """The function subject -> (shard, slice), fixed for the life of a run."""
+
+    strategy: Literal["hash", "permutation"] = "hash"
+    shards: Count
+    slices: Count
+    key: str | None = Field(default=None, min_length=1)
+    """Secret of the keyed hash, or seed of the permutation; made when the run is created, if absent."""
+
+    @field_validator("key", mode="before")
+    @classmethod
+    def _key_as_text(cls, value: object) -> object:
+        return str(value) if isinstance(value, int) else value
+
+
+class OptimizerConfig(_Section):
+    """The optimiser of a stage; its state starts afresh with each stage."""
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: Annotated[float, Field(gt=0)] = 0.1
+    """Learning rate of the head, and of the rest unless `backbone_lr` is given."""
+    backbone_lr: Annotated[float, Field(gt=0)] | None = None
+    """Learning rate of everything but the head (the last layer)."""
+    momentum: Fraction = 0.9
+    nesterov: bool = False
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> OptimizerConfig:
+        if self.nesterov and (self.name != "sgd" or self.momentum == 0):
+            raise ValueError("nesterov: true needs name: sgd and a momentum above 0")
+        return self
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Augmentation = Literal["crop", "flip", "cutout"]
+
+
+class Recipe(_Section):
+    """All that determines weights besides samples and placement."""
+
+    model: str
+    """A registered network, `torchvision:NAME`, or `package.module:function`."""
+    weights: str | None = None
+    """File of initial weights (.safetensors, .pt, .pth, .th); its last layer is dropped when the class count differs."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: Literal["constant", "cosine", "one_cycle"] = "cosine"
+    epochs_per_slice: Count | None = None
+    total_epochs: Annotated[float, Field(gt=0)] | None = None
+    """e', the epochs of an unsliced training of equal cost, spread over the slices by 2e'/(R+1)."""
+    batch_size: Count = 128
+    label_smoothing: Fraction = 0.0
+    augment: Annotated[tuple[Augmentation, ...], BeforeValidator(_as_tuple)] = ()
+    input_size: Count | None = None
+    """Side in pixels to which images are resized on the device."""
+    upsampling: Literal["nearest", "bilinear"] = "nearest"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    threads: Count = 1
+    """CPU threads of a stage; bits depend on it."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _one_epoch_budget(self) -> Recipe:
+        if (self.epochs_per_slice is None) == (self.total_epochs is None):
+            raise ValueError("epochs_per_slice, total_epochs: exactly one of the two must be given")
+        return self
+
+
+class Scaling(_Section):
+    """How a run is spread over a cluster; nothing here changes weights, except the device that a GPU brings."""
+
+    resources_per_worker: dict[str, Annotated[float, Field(ge=0)]] = {"CPU": 1}
+    max_concurrent_shards: Count | None = None
+    """Chains in flight at a time; by default as many as the cluster holds."""
+    max_failures: Annotated[int, Field(ge=-1)] = 3
+    """Worker failures that one shard may have before the run gives up; -1 is without limit."""
+    label_selector: dict[str, str] = {}
+    no_progress_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
+
+    @field_validator("resources_per_worker")
+    @classmethod
+    def _whole_gpus_or_one_over_k(cls, value: dict[str, float]) -> dict[str, float]:
+        gpus = value.get("GPU", 0)
+        if not math.isclose(gpus, round(gpus)) and not math.isclose(1 / gpus, round(1 / gpus)):
+            raise ValueError(f"GPU: {gpus} must be whole or 1/k; other fractions never pack onto a device")
+        return value
+
+    @property
+    def num_gpus(self) -> float:
+        """GPUs of one worker; above 0 stages train on CUDA."""
+        return self.resources_per_worker.get("GPU", 0)
+
+
+class EvaluationConfig(_Section):
+    """What is measured while training; none of it changes weights."""
+
+    test_during_training: Literal["epoch", "stage", "never"] = "stage"
+
+
+class RunConfig(_Section):
+    """One run: its name, data, placement, recipe and scaling."""
+
+    name: str = Field(pattern=NAME)
+    storage_path: str = "./runs"
+    data: DataConfig
+    placement: PlacementConfig
+    recipe: Recipe
+    scaling: Scaling = Scaling()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _every_slice_is_trained(self) -> RunConfig:
+        if 0 in epochs_by_slice(self.recipe, self.placement.slices):
+            least = (self.placement.slices + 1) / 2
+            raise ValueError(
+                f"recipe.total_epochs: {self.recipe.total_epochs} must be at least (slices + 1) / 2 = {least:g}, "
+                "so that each slice is trained for an epoch"
+            )
+        return self
+
+
+class TrainingRecipe(_Section):
+    """A recipe with all that data and placement add: its digest is in every stage key.
+
+    `initial_weights` is the digest of the tensors to start from, or None for random ones.
+    """
+
+    recipe: Recipe
+    model_code: str | None
+    """Digest of the source of a `package.module:function` model."""
+    initial_weights: str | None
+    num_classes: Count
+    image_shape: tuple[int, ...]
+    """(H, W, C) of images or (D,) of features."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    epochs: tuple[int, ...]
+    """Epochs of the stage of each slice 1..R."""
+    semantics: Literal[1] = 1
+    """Raised when the same recipe would give other weights by a change of this package."""
+
+    def cause(self) -> dict[str, Any]:
+        """All that determines weights, as JSON values: what a recipe's digest is taken of."""
+        cause = self.model_dump(mode="json")
+        # A file's path and the way epochs were counted change nothing: its digest and `epochs` stand for them.
+        for name in ("weights", "epochs_per_slice", "total_epochs"):
+            del cause["recipe"][name]
+        return cause
+
+
+def epochs_by_slice(recipe: Recipe, num_slices: int) -> tuple[int, ...]:
+    """Epochs of the stage of each slice 1..R.
+
+    `total_epochs` e' is spread so that slicing costs what e' unsliced epochs cost: floor(i a) - floor((i-1) a) with
+    a = 2e'/(R+1) (Bourtoule et al. 2021, section V-C, and their code).
+    """
+    if recipe.epochs_per_slice is not None:
+        return (recipe.epochs_per_slice,) * num_slices
+    assert recipe.total_epochs is not None  # one of the two is given: a rule of Recipe
+    edges = [math.floor(i * 2 * recipe.total_epochs / (num_slices + 1)) for i in range(num_slices + 1)]
+    return tuple(b - a for a, b in itertools.pairwise(edges))
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration in a YAML file, with `key.path=value` overrides (values are YAML).
+
+    Raises:
+        ConfigError: an unreadable file, YAML that does not parse, or a field that breaks a rule.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("configuration", path, f"cannot be read: {error}", "Check the path") from None
+    content = _parse_yaml(text, str(path))
+    if not isinstance(content, dict):
+        raise ConfigError(
+            "configuration",
+            path,
+            "must be a YAML mapping of sections",
+            "See the README for an example",
+        )
+    for override in overrides:
+        _apply_override(content, override)
+    return make_config(content)
+
+
+def make_config(content: Mapping[str, Any]) -> RunConfig:
+    """A configuration from plain values.
+
+    Raises:
+        ConfigError: the first fields that break a rule, all of them named.
+    """
+    try:
+        return RunConfig.model_validate(dict(content))
+    except ValidationError as error:
+        problems = [_describe(e) for e in error.errors()]
+        value = "; ".join(problems)
+        raise ConfigError(
+            "configuration",
+            value,
+            f"{len(problems)} problem(s)",
+            "Correct what is named",
+        ) from None
+
+
+def _describe(problem: Any) -> str:
+    field = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        return f"{field}: unknown key; remove it or check its spelling"
+    if problem["type"] == "missing":
+        return f"{field}: missing; it must be given"
+    if problem["type"] == "value_error":
+        return f"{field}.{message}" if field else message
+    return f"{field}: {problem['input']!r}: {message}"
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        at = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        rule = f"is not valid YAML{at}: {getattr(error, 'problem', error)}"
+        raise ConfigError("configuration", where, rule, "Correct the file") from None
+
+
+def _apply_override(content: dict[str, Any], override: str) -> None:
+    path, equals, value = override.partition("=")
+    if not equals or not path:
+        raise ConfigError(
+            "--set",
+            override,
+            "must read key.path=value",
+            "For example --set recipe.seed=1",
+        )
+    *parents, last = path.split(".")
+    node: Any = content
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ConfigError(
+                "--set",
+                override,
+                f"{parent} is not a section",
+                "Check the path before the equals sign",
+            )
+    node[last] = _parse_yaml(value, override)

@@ -1,0 +1,301 @@
+"""Data sources as samples: scikit-learn's digits, torchvision sets, Parquet files; and inputs for prediction.
+
+Owns the constants that describe a source: class count, and mean and standard deviation of a channel. They are
+published or configured, never computed from samples, which may be deleted.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ray_sisa import images, parquet
+from ray_sisa.config import Columns, DataConfig
+from ray_sisa.errors import ConfigError, DataError
+from ray_sisa.samples import Samples, make_samples
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dataset:
+    """Training and test samples, and the constants that describe them.
+
+    Attributes:
+        train: samples to train on; at least one.
+        test: samples of the same shape to test on, or None.
+        num_classes: labels are 0 .. num_classes - 1.
+        mean: what to subtract: of each channel, images scaled to [0, 1]; of each feature, or of all.
+        std: what to divide by after that, likewise.
+    """
+
+    train: Samples
+    test: Samples | None
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Constants:
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+# Constants in common use of the public sets, so none depends on the samples that a run holds or deletes.
+_PUBLISHED = {
+    "digits": _Constants(num_classes=10, mean=(0.3,), std=(0.38,)),
+    "torchvision:MNIST": _Constants(num_classes=10, mean=(0.1307,), std=(0.3081,)),
+    "torchvision:FashionMNIST": _Constants(num_classes=10, mean=(0.2860,), std=(0.3530,)),
+    "torchvision:CIFAR10": _Constants(num_classes=10, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)),
+    "torchvision:CIFAR100": _Constants(num_classes=100, mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762)),
+    "torchvision:SVHN": _Constants(num_classes=10, mean=(0.4377, 0.4438, 0.4728), std=(0.1980, 0.2010, 0.1970)),
+}
+_NUM_DIGITS = 1797
+
+
+def load(config: DataConfig) -> Dataset:
+    """The samples of a source, checked, with its constants.
+
+    Mean and standard deviation are those configured; else the published ones of a known set; else 0.5 and 0.5 of each
+    channel of images, 0 and 1 of features. Ids: "digits/0000", "NAME/train/00042" for torchvision, and for Parquet
+    the id column or a digest of the content (`parquet.read`).
+
+    Raises:
+        ConfigError: constants or columns that are missing or do not fit the source.
+        DataError: samples that cannot be read, or that break a rule.
+    """
+    known = _PUBLISHED.get(config.source)
+    num_classes = config.num_classes or (known.num_classes if known else None)
+    if num_classes is None:
+        raise _unknown_set(config, "data.num_classes")
+    if config.source.startswith("torchvision:") and known is None and config.mean is None:
+        raise _unknown_set(config, "data.mean, data.std")
+    train, test = _splits(config)
+    if test is not None and test.shape != train.shape:
+        rule = f"must have the shape of the training samples, {list(train.shape)}"
+        raise DataError("test samples", list(test.shape), rule, "Bring both splits to one shape")
+    for split in (train, test):
+        if split is not None:
+            _check_labels(split, num_classes)
+    mean, std = _scaling(config, train.shape)
+    return Dataset(train=train, test=test, num_classes=num_classes, mean=mean, std=std)
+
+
+def count(config: DataConfig) -> int:
+    """Number of training samples; of Parquet files from their metadata, so nothing is decoded.
+
+    Raises:
+        ConfigError, DataError: a source that cannot be found.
+    """
+    kind, _, name = config.source.partition(":")
+    if kind == "digits":
+        return int(_digits_for_training().sum())
+    if kind == "torchvision":
+        return len(_torchvision(config, name, train=True))
+    assert config.train is not None  # a rule of DataConfig
+    return parquet.count(config.train)
+
+
+def load_inputs(
+    paths: Sequence[str], shape: tuple[int, ...], columns: Columns | None = None
+) -> tuple[list[str], np.ndarray]:
+    """Inputs to predict: a name for each, and one array of all.
+
+    Args:
+        paths: image files, which become grey or RGB as `shape` says but are not resized; .npy or .npz files of one
+            array; .parquet files.
+        shape: of one input, (H, W, C) or (D,).
+        columns: of Parquet files, where they differ from the default names; the label need not be there.
+
+    Returns:
+        names: the path of an image, "PATH#row" in an array, the id or "PATH#row" in Parquet.
+        inputs: uint8 [N, H, W, C] or float32 [N, D].
+
+    Raises:
+        ConfigError: Parquet columns that are not there.
+        DataError: a file that cannot be read or holds another shape or kind of array.
+    """
+    if not paths:
+        raise DataError("inputs", "()", "must be at least one file", "Name image, .npy, .npz or .parquet files")
+    parts = [_inputs(path, shape, columns or Columns()) for path in paths]
+    return [name for names, _ in parts for name in names], np.concatenate([array for _, array in parts])
+
+
+def _unknown_set(config: DataConfig, field: str) -> ConfigError:
+    rule = f"must be given for {config.source}: it is not computed from data that may be deleted"
+    known = ", ".join(source.partition(":")[2] for source in _PUBLISHED if ":" in source)
+    return ConfigError(field, "none", rule, f"Known are those of {known}")
+
+
+def _scaling(config: DataConfig, shape: tuple[int, ...]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation for records of `shape`."""
+    known = _PUBLISHED.get(config.source)
+    if config.mean is not None and config.std is not None:
+        mean, std = config.mean, config.std
+    elif known is not None:
+        mean, std = known.mean, known.std
+    elif len(shape) == 1:
+        mean, std = (0.0,), (1.0,)
+    else:
+        mean, std = (0.5,) * shape[-1], (0.5,) * shape[-1]
+    allowed = {shape[-1]} if len(shape) == 3 else {1, shape[-1]}
+    for field, value in (("data.mean", mean), ("data.std", std)):
+        if len(value) not in allowed:
+            rule = f"must have {' or '.join(map(str, sorted(allowed)))} value(s) for records of shape {list(shape)}"
+            raise ConfigError(field, value, rule, "Give one for each channel")
+    return mean, std
+
+
+def _check_labels(samples: Samples, num_classes: int) -> None:
+    bad = np.flatnonzero((samples.labels < 0) | (samples.labels >= num_classes))
+    if len(bad):
+        some = {samples.ids[int(i)].as_py(): int(samples.labels[i]) for i in bad[:5]}
+        rule = f"must be from 0 to num_classes - 1 = {num_classes - 1}; {len(bad)} sample(s) break this"
+        raise DataError("label", some, rule, "Correct data.num_classes or the label column")
+
+
+def _splits(config: DataConfig) -> tuple[Samples, Samples | None]:
+    kind, _, name = config.source.partition(":")
+    if kind == "digits":
+        return _digits()
+    if kind == "torchvision":
+        return _torchvision_split(config, name, train=True), _torchvision_split(config, name, train=False)
+    assert config.train is not None  # a rule of DataConfig
+    train = parquet.read(config.train, config.columns, "data.train")
+    return train, None if config.test is None else parquet.read(config.test, config.columns, "data.test")
+
+
+def _digits_for_training() -> np.ndarray:
+    """Which of the digits are for training, bool [1797]: every fifth is for testing."""
+    return np.not_equal(np.arange(_NUM_DIGITS) % 5, 4)
+
+
+def _digits() -> tuple[Samples, Samples]:
+    from sklearn.datasets import load_digits
+
+    grey, labels = load_digits(return_X_y=True)  # float64 [1797, 64] from 0 to 16
+    samples = make_samples(
+        ids=[f"digits/{i:04d}" for i in range(_NUM_DIGITS)],
+        images=np.rint(grey * 255 / 16).astype(np.uint8).reshape(_NUM_DIGITS, 8, 8, 1),
+        labels=labels,
+    )
+    for_training = _digits_for_training()
+    return samples.take(np.flatnonzero(for_training)), samples.take(np.flatnonzero(~for_training))
+
+
+def _torchvision(config: DataConfig, name: str, *, train: bool) -> Any:
+    """One split of a torchvision set, as torchvision gives it."""
+    from torchvision import datasets
+
+    kind: Any = getattr(datasets, name, None)
+    if datasets.VisionDataset not in getattr(kind, "__mro__", ()):
+        raise ConfigError("data.source", config.source, "names no torchvision set", "For example torchvision:CIFAR10")
+    if config.root is None:
+        raise ConfigError("data.root", "none", f"must be the folder of {config.source}", "Set data.root")
+    options = _options(kind, config, train=train)
+    try:
+        return kind(Path(config.root).expanduser(), **options)
+    except (OSError, RuntimeError, ValueError, AssertionError) as error:  # absent, damaged, or its server is
+        rule = f"does not hold {name}: {error}"
+        raise DataError("data.root", config.root, rule, "Set data.download: true, or check data.root") from error
+
+
+def _options(kind: Any, config: DataConfig, *, train: bool) -> dict[str, Any]:
+    """Arguments that choose the split: torchvision's sets have either `train` or `split`."""
+    parameters = inspect.signature(kind).parameters
+    required = [p.name for p in parameters.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    split: dict[str, Any] = {"train": train} if "train" in parameters else {"split": "train" if train else "test"}
+    if required != ["root"] or not split.keys() <= parameters.keys():
+        rule = "is no set with just a train and a test split"
+        raise ConfigError("data.source", config.source, rule, "Write it to Parquet, and use source: parquet")
+    if not config.download:
+        return split
+    if "download" not in parameters:
+        raise ConfigError("data.download", "true", f"{config.source} cannot be downloaded", "Fetch it by hand")
+    return {**split, "download": True}
+
+
+def _torchvision_split(config: DataConfig, name: str, *, train: bool) -> Samples:
+    dataset = _torchvision(config, name, train=train)
+    prefix = f"{name}/{'train' if train else 'test'}"
+    ids = [f"{prefix}/{i:05d}" for i in range(len(dataset))]
+    if not ids:
+        raise DataError("data.root", config.root, f"holds no samples of {prefix}", "Check the files")
+    pixels, labels = _arrays(dataset) if config.source in _PUBLISHED else _items(dataset, ids)
+    return make_samples(ids=ids, images=pixels, labels=labels)
+
+
+def _arrays(dataset: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels and labels of a set that holds them as arrays: uint8 [N, H, W, C], int64 [N]."""
+    pixels = np.asarray(dataset.data)
+    if pixels.ndim == 3:
+        pixels = pixels[..., None]
+    elif pixels.shape[-1] != 3:  # SVHN is [N, C, H, W]
+        pixels = pixels.transpose(0, 2, 3, 1)
+    labels = dataset.targets if hasattr(dataset, "targets") else dataset.labels
+    return np.ascontiguousarray(pixels), np.asarray(labels, dtype=np.int64)
+
+
+def _items(dataset: Any, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels and labels of a set of (Pillow image, label) items: uint8 [N, H, W, C], int64 [N]."""
+    labels = np.empty(len(ids), dtype=np.int64)
+    pixels = np.empty(0, dtype=np.uint8)
+    for i, name in enumerate(ids):
+        image, label = dataset[i]
+        if i == 0:
+            pixels = np.empty((len(ids), *images.to_array(image, name).shape), dtype=np.uint8)
+        pixels[i] = images.to_array(image, name, pixels.shape[1:])
+        labels[i] = _label(label, name)
+    return pixels, labels
+
+
+def _label(label: Any, name: str) -> int:
+    try:
+        return operator.index(label)
+    except TypeError:
+        raise DataError("label", label, f"must be an integer, in {name}", "Use a classification set") from None
+
+
+def _inputs(path: str, shape: tuple[int, ...], columns: Columns) -> tuple[list[str], np.ndarray]:
+    suffix = Path(path).suffix.lower()
+    if suffix == ".parquet":
+        return parquet.read_inputs(path, columns, shape)
+    try:
+        if suffix in {".npy", ".npz"}:
+            array = _checked(_array(path), path, shape)
+            return [f"{path}#{i}" for i in range(len(array))], array
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError("inputs", path, f"cannot be read: {error}", "Check the path") from error
+    if len(shape) != 3:
+        raise DataError("inputs", path, f"is an image, but {list(shape)} is expected", "Give feature vectors")
+    return [path], images.decode(content, path, shape, exact=False)[None]
+
+
+def _array(path: str) -> np.ndarray:
+    """The one array of a .npy or .npz file."""
+    try:
+        loaded: Any = np.load(path, allow_pickle=False)  # a pickle could run code
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        with loaded:
+            names = list(loaded)
+            if len(names) == 1:
+                return np.asarray(loaded[names[0]])
+    except (ValueError, EOFError, KeyError) as error:
+        raise DataError("inputs", path, f"is no NumPy array: {error}", "Write it with numpy.save") from error
+    raise DataError("inputs", path, f"must hold one array, but holds {names}", "Save the one to predict alone")
+
+
+def _checked(array: np.ndarray, path: str, shape: tuple[int, ...]) -> np.ndarray:
+    dtype = "uint8" if len(shape) == 3 else "float32"
+    if array.dtype != dtype or array.shape[1:] != shape or len(array) == 0:
+        rule = f"must be {dtype} [N, {', '.join(map(str, shape))}] with N at least 1"
+        raise DataError("inputs", f"{path}: {array.dtype} {list(array.shape)}", rule, "Convert the array")
+    return array

@@ -1,0 +1,66 @@
+"""BLAKE2b-256 digests of JSON values, arrays and tensors: the names of everything in a store.
+
+Digests are of content in a canonical order, never of container files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+
+def canonical_json(value: Any) -> bytes:
+    """`value` as JSON with sorted keys and no spaces, in UTF-8; NaN and infinities are refused."""
+    return json.dumps(
+        value,
+        sort_keys=True,
+        separators=(",", ":"),
+        ensure_ascii=False,
+        allow_nan=False,
+    ).encode()
+
+
+def digest_bytes(*parts: bytes | memoryview) -> str:
+    """BLAKE2b-256 of the concatenation of `parts`, in hexadecimal."""
+    state = blake2b(digest_size=32)
+    for part in parts:
+        state.update(part)
+    return state.hexdigest()
+
+
+def digest_json(value: Any) -> str:
+    """BLAKE2b-256 of the canonical JSON of `value`, in hexadecimal."""
+    return digest_bytes(canonical_json(value))
+
+
+def digest_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Digest of named tensors, in the order of their names: name, dtype, shape and bytes of each."""
+    return digest_bytes(*_tensor_parts(tensors))
+
+
+def _tensor_parts(tensors: Mapping[str, torch.Tensor]) -> Iterable[bytes | memoryview]:
+    import torch
+
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        yield canonical_json([name, str(tensor.dtype), list(tensor.shape)])
+        yield tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def derive_seed(key: str, purpose: str) -> int:
+    """A 63-bit seed for one `purpose` of the stage named `key`, so that no two uses share a random stream."""
+    return int.from_bytes(blake2b(f"{key}/{purpose}".encode(), digest_size=8).digest(), "big") >> 1
+
+
+def digest_array(array: np.ndarray) -> str:
+    """Digest of an array: dtype, shape and bytes."""
+    array = np.ascontiguousarray(array)
+    head = canonical_json([str(array.dtype), list(array.shape)])
+    return digest_bytes(head, array.reshape(-1).view(np.uint8).data)

@@ -1,0 +1,56 @@
+"""The runner in this process: one chain at a time, for laptops, tests and debugging."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from ray_sisa.engine.runner import Item, Result
+from ray_sisa.engine.work import ChainEnded, ChainWork, Event, train_chain
+
+
+class LocalRunner:
+    """Trains chains here, an event at a time."""
+
+    def __init__(self) -> None:
+        self._shard = -1
+        self._events: Iterator[Event] | None = None
+
+    def capacity(self) -> int:
+        """One."""
+        return 1
+
+    def demand(self, num_chains: int) -> None:
+        """Nothing here can grow."""
+
+    def start(self, work: ChainWork) -> None:
+        """Makes ready; the work is done in `poll`."""
+        self._shard, self._events = work.shard, train_chain(work)
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        """Works until the next event, however long that takes."""
+        if self._events is None:
+            return []
+        try:
+            return [next(self._events)]
+        except StopIteration:
+            ended = ChainEnded(shard=self._shard, ending="finished")
+        except Exception:
+            # Whatever the training raised is the user's to read; the loop decides what follows.
+            ended = ChainEnded(shard=self._shard, ending="application", message=traceback.format_exc())
+        self._events = None
+        return [ended]
+
+    def stop(self, shard: int) -> None:
+        """Drops the chain between two events."""
+        if shard == self._shard:
+            self._events = None
+
+    def map(self, function: Callable[[Any, Item], Result], shared: Any, items: Sequence[Item]) -> list[Result]:
+        """One after another."""
+        return [function(shared, item) for item in items]
+
+    def close(self) -> None:
+        """Nothing is left running."""
+        self._events = None

@@ -1,0 +1,75 @@
+"""The one seam to where work runs: start this chain, tell me what happens.
+
+Two implementations: `local_runner` in this process, `ray_runner` on a cluster. Both pass the same tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal, Protocol, TypeVar
+
+from ray_sisa.config import Scaling
+from ray_sisa.engine.work import ChainWork, Event
+
+RunnerName = Literal["ray", "local"]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Runner(Protocol):
+    """Where chains are trained and functions are mapped."""
+
+    def capacity(self) -> int:
+        """How many chains may be in flight now, at least 1."""
+
+    def demand(self, num_chains: int) -> None:
+        """Says how many chains there are to train in all, for a cluster that can grow."""
+
+    def start(self, work: ChainWork) -> None:
+        """Starts a chain; its events come from `poll`, the last of them a `ChainEnded`."""
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        """What happened, waiting up to `timeout_s` for something."""
+
+    def stop(self, shard: int) -> None:
+        """Ends the chain of a shard without a further event; what it committed stays."""
+
+    def map(self, function: Callable[[Any, Item], Result], shared: Any, items: Sequence[Item]) -> list[Result]:
+        """`function(shared, item)` of each item, in order; the function is importable by name."""
+
+    def close(self) -> None:
+        """Ends all workers."""
+
+
+def device_of(scaling: Scaling) -> str:
+    """The device of a worker with these resources."""
+    return "cuda" if scaling.num_gpus else "cpu"
+
+
+OpenRunner = Callable[[], AbstractContextManager[Runner]]
+
+
+@contextmanager
+def open_runner(runner: RunnerName | Runner, scaling: Scaling) -> Iterator[Runner]:
+    """A runner for the length of the block: made and closed for a name, used and left open if it is one already.
+
+    Raises:
+        ResourcesError: no node of the cluster can hold a worker.
+    """
+    made = _make(runner, scaling) if isinstance(runner, str) else None
+    try:
+        yield made or runner  # type: ignore[misc]
+    finally:
+        if made:
+            made.close()
+
+
+def _make(name: RunnerName, scaling: Scaling) -> Runner:
+    if name == "local":
+        from ray_sisa.engine.local_runner import LocalRunner
+
+        return LocalRunner()
+    from ray_sisa.engine.ray_runner import RayRunner
+
+    return RayRunner(scaling)

@@ -1,0 +1,171 @@
+"""What a worker does, wherever it runs: train the missing stages of one shard's chain, committing each.
+
+It reads its own shard's slices and nothing else. No ray here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from ray_sisa.lineage import Chain, Stage
+from ray_sisa.records import EpochMetrics, Request, RunRecord, StageRecord
+from ray_sisa.samples import Samples, concatenate
+from ray_sisa.slices import read_slice, read_test
+from ray_sisa.stages import commit_stage, environment_of, load_initial, load_stage
+from ray_sisa.store import RUN, Store, numbered
+from ray_sisa.training import LabelledImages, Weights, initial_state, train_stage
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChainWork:
+    """The stages `missing` of a chain, to be trained in order into a store."""
+
+    store: Store
+    chain: Chain
+    missing: frozenset[str]
+    device: str
+    ledger: int
+    """Number of the last request that the chain respects."""
+
+    @property
+    def shard(self) -> int:
+        """The shard that is trained."""
+        return self.chain.shard
+
+    @property
+    def sample_passes(self) -> int:
+        """What is to be done."""
+        return sum(s.sample_passes for s in self.chain.stages if s.key in self.missing)
+
+    def without(self, key: str) -> ChainWork:
+        """What is left once the stage `key` is committed."""
+        return ChainWork(
+            store=self.store,
+            chain=self.chain,
+            missing=self.missing - {key},
+            device=self.device,
+            ledger=self.ledger,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpochDone:
+    """An epoch of a stage ended."""
+
+    stage: Stage
+    metrics: EpochMetrics
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageDone:
+    """A stage is committed."""
+
+    record: StageRecord
+
+
+Ending = Literal["finished", "superseded", "application", "worker", "preemption"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChainEnded:
+    """A chain ended: by itself, because a newer request touches it, or by a failure of one of three kinds."""
+
+    shard: int
+    ending: Ending
+    message: str = ""
+    """Of a failure, with its traceback."""
+
+
+Event = EpochDone | StageDone | ChainEnded
+
+
+def train_chain(work: ChainWork) -> Iterator[EpochDone | StageDone]:
+    """Trains and commits the missing stages of a chain, telling of each epoch and each commit.
+
+    Ends early, without an error, once the ledger has a request that touches the shard: what it was making is tainted.
+
+    Raises:
+        StoreError: a slice or a parent is absent or changed.
+    """
+    run = work.store.read(RUN, RunRecord)
+    test = _read_test(work.store, run)
+    weights: Weights | None = None
+    parts: list[Samples] = []
+    for position, stage in enumerate(work.chain.stages):
+        if stage.key not in work.missing:
+            weights = None
+            continue
+        start = weights if weights is not None else _start(work, run, position)
+        parts += [read_slice(work.store, s.slice_digest) for s in work.chain.stages[len(parts) : position + 1]]
+        weights = yield from _train_and_commit(work, run, stage, start, concatenate(parts), test)
+        if weights is None:
+            return
+
+
+def _start(work: ChainWork, run: RunRecord, position: int) -> Weights:
+    """The weights of the stage before the one at `position`."""
+    if position:
+        return load_stage(work.store, work.chain.stages[position - 1].key)
+    public = load_initial(work.store, run.training.initial_weights)
+    return initial_state(run.training, work.chain.initial, public)
+
+
+def _train_and_commit(
+    work: ChainWork, run: RunRecord, stage: Stage, start: Weights, samples: Samples, test: LabelledImages | None
+) -> Generator[EpochDone | StageDone, None, Weights | None]:
+    """Returns the weights of the stage, or None where a newer request touches it and it was not committed."""
+    began = time.perf_counter()
+    steps = train_stage(
+        start=start,
+        samples=_arrays(samples),
+        training=run.training,
+        key=stage.key,
+        epochs=stage.epochs,
+        device=work.device,
+        test=test,
+        test_every_epoch=run.config.evaluation.test_during_training == "epoch",
+    )
+    metrics: list[EpochMetrics] = []
+    weights = yield from _tell_epochs(stage, steps, metrics)
+    if touched_since(work.store, work.ledger, stage.shard, stage.slice):
+        return None
+    seconds = time.perf_counter() - began
+    environment = environment_of(work.device, run.training.recipe.threads)
+    record = commit_stage(work.store, work.chain, stage, weights, metrics, seconds, environment)
+    yield StageDone(record=record)
+    return weights
+
+
+def _tell_epochs(
+    stage: Stage, steps: Generator[EpochMetrics, None, Weights], metrics: list[EpochMetrics]
+) -> Generator[EpochDone, None, Weights]:
+    while True:
+        try:
+            measured = next(steps)
+        except StopIteration as end:
+            weights: Weights = end.value
+            return weights
+        metrics.append(measured)
+        yield EpochDone(stage=stage, metrics=measured)
+
+
+def touched_since(store: Store, ledger: int, shard: int, slice_number: int) -> bool:
+    """Whether a request after number `ledger` deletes something of slices 1..r of a shard; one read if not."""
+    while request := store.find_record(numbered("ledger", ledger + 1), Request):
+        if any(place.shard == shard and place.slice <= slice_number for place in request.places):
+            return True
+        ledger += 1
+    return False
+
+
+def _read_test(store: Store, run: RunRecord) -> LabelledImages | None:
+    if run.test_digest is None or run.config.evaluation.test_during_training == "never":
+        return None
+    return _arrays(read_test(store, run.test_digest))
+
+
+def _arrays(samples: Samples) -> LabelledImages:
+    return LabelledImages(images=samples.images, labels=samples.labels)

@@ -1,0 +1,59 @@
+"""Every error a user can meet.
+
+    SisaError
+    ├── ConfigError         a configuration that cannot be run
+    ├── DataError           samples that cannot be read, or that break a rule
+    ├── RequestError        a deletion request that cannot be acknowledged
+    ├── StoreError          an object that is absent, invalid or cannot be written
+    ├── BusyError           another process holds the run
+    ├── ResourcesError      the cluster cannot ever hold what is asked of it
+    └── TrainingError       a chain of stages ended without its last stage
+
+Each names the field, the value met, the rule it breaks and the remedy, and survives pickling.
+"""
+
+
+class SisaError(Exception):
+    """Base of all errors raised on purpose by this package."""
+
+    def __init__(self, field: str, value: object, rule: str, remedy: str = "") -> None:
+        # Plain strings only: the arguments are what pickling hands to the constructor in another process.
+        self.field, self.value, self.rule, self.remedy = field, _shorten(value), rule, remedy
+        super().__init__(field, self.value, rule, remedy)
+
+    def __str__(self) -> str:
+        met = f" = {self.value}" if self.value else ""
+        return f"{self.field}{met}: {self.rule}" + (f". {self.remedy}" if self.remedy else "")
+
+
+class ConfigError(SisaError):
+    """A configuration that cannot be run."""
+
+
+class DataError(SisaError):
+    """Samples that cannot be read, or that break a rule."""
+
+
+class RequestError(SisaError):
+    """A deletion request that cannot be acknowledged; nothing was written."""
+
+
+class StoreError(SisaError):
+    """An object that is absent, invalid or cannot be written."""
+
+
+class BusyError(SisaError):
+    """Another process holds the run."""
+
+
+class ResourcesError(SisaError):
+    """The cluster cannot ever hold what is asked of it."""
+
+
+class TrainingError(SisaError):
+    """A chain of stages ended without its last stage."""
+
+
+def _shorten(value: object, limit: int = 400) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"

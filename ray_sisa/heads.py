@@ -1,0 +1,93 @@
+"""Ensembles in force: append-only, numbered, each naming one clean stage of every shard that votes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ray_sisa.clock import now
+from ray_sisa.digests import digest_bytes, digest_json
+from ray_sisa.errors import BusyError
+from ray_sisa.ledger import first_slices
+from ray_sisa.records import Constituent, Head, Request, StageRecord
+from ray_sisa.store import Store, numbered, stage_record
+
+FOLDER = "heads"
+
+
+def latest_head(store: Store) -> Head | None:
+    """The head in force, or None where there is none yet."""
+    numbers = store.numbers(FOLDER)
+    return store.read(numbered(FOLDER, numbers[-1]), Head) if numbers else None
+
+
+def constituent(record: StageRecord) -> Constituent:
+    """The constituent that a committed stage gives."""
+    return Constituent(
+        shard=record.shard,
+        key=record.key,
+        slice=record.slice,
+        num_samples=record.num_samples,
+        weights_digest=record.weights_digest,
+    )
+
+
+def ensemble_digest(constituents: Iterable[Constituent]) -> str:
+    """The name of an ensemble: which stage votes for each shard, and its weights."""
+    return digest_json([[c.shard, c.key, c.weights_digest] for c in sorted(constituents, key=lambda c: c.shard)])
+
+
+def roll_back(
+    store: Store, constituents: Sequence[Constituent], requests: Sequence[Request]
+) -> tuple[Constituent, ...]:
+    """What is left of an ensemble once these requests are respected: reads two records a shard that they touch.
+
+    A shard falls back to its deepest committed stage before the first slice that a request touches, or leaves.
+    """
+    first = first_slices(requests)
+    kept = (
+        c if c.slice < first.get(c.shard, c.slice + 1) else _fall_back(store, c, first[c.shard]) for c in constituents
+    )
+    return tuple(c for c in kept if c is not None)
+
+
+def _fall_back(store: Store, tainted: Constituent, first_slice: int) -> Constituent | None:
+    record = store.find_record(stage_record(tainted.key), StageRecord)
+    for ancestor in reversed(record.ancestors if record else ()):
+        if ancestor.slice < first_slice:
+            clean = store.find_record(stage_record(ancestor.key), StageRecord)
+            if clean is not None:
+                return constituent(clean)
+    return None
+
+
+def write_head(store: Store, constituents: Sequence[Constituent], *, ledger: int, complete: bool) -> Head:
+    """Puts an ensemble in force, unless the one in force already is this one.
+
+    Raises:
+        BusyError: another process wrote a head meanwhile.
+    """
+    previous = latest_head(store)
+    digest = ensemble_digest(constituents)
+    if previous and (previous.ensemble_digest, previous.ledger, previous.complete) == (
+        digest,
+        ledger,
+        complete,
+    ):
+        return previous
+    head = Head(
+        number=previous.number + 1 if previous else 1,
+        ledger=ledger,
+        complete=complete,
+        constituents=tuple(sorted(constituents, key=lambda c: c.shard)),
+        ensemble_digest=digest,
+        previous=digest_bytes(store.get(numbered(FOLDER, previous.number))) if previous else None,
+        created_at=now(),
+    )
+    if not store.create(numbered(FOLDER, head.number), head.to_bytes()):
+        raise BusyError(
+            "head",
+            head.number,
+            "was written by another process",
+            "Run the command again",
+        )
+    return head

@@ -1,0 +1,98 @@
+"""Encoded images (PNG, JPEG, ...) as arrays of pixels, read with Pillow.
+
+Owns what counts as a readable image: 8-bit grey or RGB, opaque, of a limited size. Never resizes, rotates or drops
+information unasked.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ray_sisa.errors import DataError, SisaError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MAX_PIXELS = 1 << 24
+"""Declared pixels above which an image is refused, undecoded: a few bytes can declare gigabytes."""
+
+# Named, since Pillow reads more, some through programs of the system (EPS through Ghostscript).
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+
+Shape = tuple[int, ...]
+
+
+def decode(content: bytes, name: str, shape: Shape | None = None, *, exact: bool = True) -> np.ndarray:
+    """Pixels of one encoded image, as stored (an orientation tag is not applied): uint8 [H, W, C], C 1 or 3.
+
+    Args:
+        content: the bytes of the file.
+        name: what errors call the image.
+        shape: (H, W, C) that it must have; without one its own is taken.
+        exact: refuse to turn a coloured image grey where `shape` has one channel.
+
+    Raises:
+        DataError: bytes that are no image, another size, or pixels that do not fit without loss.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            return to_array(image, name, shape, exact=exact)
+    except SisaError:
+        raise
+    except Exception as error:  # Pillow's decoders raise almost anything on bytes that are damaged
+        rule = f"is not a readable image: {type(error).__name__}: {error}"
+        raise DataError("image", name, rule, f"Give one of {', '.join(FORMATS)}, undamaged") from error
+
+
+def to_array(image: Image.Image, name: str, shape: Shape | None = None, *, exact: bool = True) -> np.ndarray:
+    """Pixels of an open Pillow image, under the rules of `decode`: uint8 [H, W, C]."""
+    _check_size(image, name, shape)
+    pixels = np.asarray(_without_palette_or_alpha(image, name))
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    if shape is None or pixels.shape == shape:
+        return pixels
+    if shape[2] == 3:
+        return np.repeat(pixels, 3, axis=2)
+    return _grey(pixels, name, exact=exact)
+
+
+def _check_size(image: Image.Image, name: str, shape: Shape | None) -> None:
+    """Judges the declared size, before any pixel is decoded."""
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        rule = f"declares {height} x {width} pixels, more than the limit of {MAX_PIXELS}"
+        raise DataError("image", name, rule, "Shrink the image")
+    if shape is not None and (height, width) != shape[:2]:
+        rule = f"is {height} x {width} pixels (height x width), but {shape[0]} x {shape[1]} are expected"
+        raise DataError("image", name, rule, "Bring all images to one size")
+    if shape is not None and shape[2] not in (1, 3):
+        rule = f"is an encoded image, but {shape[2]} channels are expected"
+        raise DataError("image", name, rule, "Give the pixels as an array")
+
+
+def _without_palette_or_alpha(image: Image.Image, name: str) -> Image.Image:
+    """The same pixels in mode L or RGB."""
+    if image.mode not in {"1", "L", "LA", "P", "PA", "RGB", "RGBA"}:
+        raise DataError("image", name, f"has mode {image.mode}, not 8-bit grey or RGB", "Convert it")
+    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
+        raise DataError("image", name, "has transparent pixels", "Flatten it onto a background")
+    plain = "L" if image.mode in {"1", "L", "LA"} else "RGB"
+    return image if image.mode == plain else image.convert(plain)
+
+
+def _grey(pixels: np.ndarray, name: str, *, exact: bool) -> np.ndarray:
+    """One channel of three: that of grey pixels, or their luma (ITU-R 601-2, as Pillow has it) if not `exact`."""
+    from PIL import Image
+
+    if (pixels == pixels[:, :, :1]).all():
+        return pixels[:, :, :1]
+    if exact:
+        rule = "is coloured, but the images before it are grey"
+        raise DataError("image", name, rule, "Bring all images to one mode")
+    return np.asarray(Image.fromarray(pixels).convert("L"))[:, :, None]

@@ -1,0 +1,159 @@
+"""Who is in a shard: ids, subjects and row digests by slice, written once at ingest.
+
+From the index and the ledger alone follows the digest of every slice as it is live, so that names can be computed
+without reading, or still having, any sample.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Set
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_sisa.digests import canonical_json, digest_bytes
+from ray_sisa.errors import StoreError
+from ray_sisa.samples import Samples
+
+ROW_BYTES = 32
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SliceSummary:
+    """A slice as it is live: its digest, or None where no sample is left, and how many samples it has."""
+
+    digest: str | None
+    num_samples: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardIndex:
+    """The n samples that one shard was given, sorted by slice, then by sample id.
+
+    Attributes:
+        slices: int32 [n], from 1.
+        ids: string [n].
+        subjects: string [n].
+        row_digests: uint8 [n, 32].
+    """
+
+    slices: np.ndarray
+    ids: pa.StringArray
+    subjects: pa.StringArray
+    row_digests: np.ndarray
+
+    def without(self, deleted: Set[str]) -> ShardIndex:
+        """The index less the samples with the ids in `deleted`."""
+        if not deleted:
+            return self
+        keep = pc.invert(pc.is_in(self.ids, pa.array(sorted(deleted), pa.string())))
+        rows = keep.to_numpy(zero_copy_only=False)
+        return ShardIndex(
+            slices=self.slices[rows],
+            ids=self.ids.filter(keep),
+            subjects=self.subjects.filter(keep),
+            row_digests=self.row_digests[rows],
+        )
+
+    def summaries(self, num_slices: int, shape: tuple[int, ...]) -> tuple[SliceSummary, ...]:
+        """Digest and size of each slice 1..R."""
+        edges = np.searchsorted(self.slices, np.arange(1, num_slices + 2))
+        return tuple(
+            SliceSummary(
+                digest=slice_digest(self.row_digests[a:b], shape),
+                num_samples=int(b - a),
+            )
+            for a, b in itertools.pairwise(edges)
+        )
+
+    def sample_ids(self, slice_number: int) -> list[str]:
+        """Ids of the samples of one slice, sorted."""
+        first, end = np.searchsorted(self.slices, [slice_number, slice_number + 1])
+        ids: list[str] = self.ids.slice(first, end - first).to_pylist()
+        return ids
+
+
+def slice_digest(row_digests: np.ndarray, shape: tuple[int, ...]) -> str | None:
+    """Digest of a slice from the digests of its rows (uint8 [n, 32], in the order of their ids); None if empty."""
+    if not len(row_digests):
+        return None
+    head = canonical_json(["slice", list(shape), len(row_digests)])
+    return digest_bytes(head, np.ascontiguousarray(row_digests).tobytes())
+
+
+def digest_rows(samples: Samples) -> np.ndarray:
+    """Digest of each record, uint8 [N, 32]: id, label and pixels (whose it is changes no weights)."""
+    digests = bytearray()
+    pixels = np.ascontiguousarray(samples.images).reshape(len(samples), math.prod(samples.shape)).view(np.uint8)
+    for name, label, row in zip(samples.ids.to_pylist(), samples.labels.tolist(), pixels, strict=True):
+        digests += blake2b(canonical_json([name, label]) + row.tobytes(), digest_size=ROW_BYTES).digest()
+    return np.frombuffer(digests, dtype=np.uint8).reshape(-1, ROW_BYTES)
+
+
+def index_to_bytes(index: ShardIndex) -> bytes:
+    """The index as an Arrow IPC file."""
+    rows = pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(ROW_BYTES),
+        len(index.slices),
+        [None, pa.py_buffer(np.ascontiguousarray(index.row_digests))],
+    )
+    columns = {
+        "slice": index.slices,
+        "sample_id": index.ids,
+        "subject_id": index.subjects,
+        "row_digest": rows,
+    }
+    return table_to_bytes(pa.table(columns))
+
+
+def index_from_bytes(data: bytes, where: str) -> ShardIndex:
+    """The index in an Arrow IPC file named `where`.
+
+    Raises:
+        StoreError: the bytes are not an index.
+    """
+    table = table_from_bytes(data, where)
+    try:
+        digests = table["row_digest"].combine_chunks()
+        buffer = digests.buffers()[1]
+        rows = np.frombuffer(buffer, dtype=np.uint8)[: len(table) * ROW_BYTES] if len(table) else np.empty(0, np.uint8)
+        return ShardIndex(
+            slices=table["slice"].to_numpy(),
+            ids=one_chunk(table["sample_id"]),
+            subjects=one_chunk(table["subject_id"]),
+            row_digests=rows.reshape(-1, ROW_BYTES),
+        )
+    except (KeyError, ValueError, pa.ArrowInvalid) as error:
+        raise StoreError(where, str(error), "is not the index of a shard", "Restore it from a backup") from None
+
+
+def table_to_bytes(table: pa.Table) -> bytes:
+    """A table as an Arrow IPC file in one batch, so that its bytes are a function of its content."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def table_from_bytes(data: bytes, where: str) -> pa.Table:
+    """The table in an Arrow IPC file named `where`, on the memory of `data`.
+
+    Raises:
+        StoreError: the bytes are not an Arrow file.
+    """
+    try:
+        return pa.ipc.open_file(pa.py_buffer(data)).read_all()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise StoreError(where, str(error), "is not a valid Arrow file", "Restore it from a backup") from None
+
+
+def one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    """A column as one array."""
+    merged = column.combine_chunks()
+    return merged.chunk(0) if isinstance(merged, pa.ChunkedArray) and merged.num_chunks else merged

@@ -1,0 +1,149 @@
+"""Samples into a store, partitioned by placement; `run.json` comes last and makes the run exist."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Sequence
+
+import numpy as np
+
+from ray_sisa.clock import now
+from ray_sisa.config import RunConfig, TrainingRecipe, epochs_by_slice
+from ray_sisa.data import Dataset
+from ray_sisa.digests import digest_json
+from ray_sisa.errors import ConfigError
+from ray_sisa.index import index_to_bytes
+from ray_sisa.placement import place
+from ray_sisa.records import RunRecord, SliceEntry
+from ray_sisa.samples import Samples
+from ray_sisa.slices import digest_of_slice, index_shard, slice_to_bytes, sort_by_id
+from ray_sisa.store import RUN, Store, initial_weights, shard_index, slice_object, test_object
+
+logger = logging.getLogger(__name__)
+
+
+def ingest(store: Store, config: RunConfig, dataset: Dataset) -> RunRecord:
+    """Writes a data set into a store and creates the run.
+
+    A crash before `run.json` leaves objects that nothing refers to; the same command writes them again. If another
+    process creates the run meanwhile, that one stands.
+
+    Raises:
+        ConfigError: more places than subjects, or a recipe that does not fit the data.
+    """
+    config = _with_key(config)
+    _check_enough(config, dataset.train)
+    training = resolve_recipe(store, config, dataset)
+    slices = _write_shards(store, config, dataset.train)
+    record = RunRecord(
+        config=config,
+        training=training,
+        num_samples=len(dataset.train),
+        num_test_samples=len(dataset.test) if dataset.test else 0,
+        test_digest=_write_test(store, dataset.test),
+        slices=slices,
+        fingerprint=digest_json([[entry.digest for entry in shard] for shard in slices]),
+        created_at=now(),
+    )
+    if store.create(RUN, record.to_bytes()):
+        return record
+    return store.read(RUN, RunRecord)
+
+
+def resolve_recipe(store: Store | None, config: RunConfig, dataset: Dataset) -> TrainingRecipe:
+    """The recipe with all that data and placement add; initial weights are put into the store, if one is given."""
+    # Imported late: networks and their weights need torch.
+    from ray_sisa import models, weights
+    from ray_sisa.digests import digest_tensors
+
+    public = weights.read(config.recipe.weights) if config.recipe.weights else None
+    digest = digest_tensors(public) if public is not None else None
+    training = TrainingRecipe(
+        recipe=config.recipe,
+        model_code=models.code_digest(config.recipe.model),
+        initial_weights=digest,
+        num_classes=dataset.num_classes,
+        image_shape=dataset.train.shape,
+        mean=dataset.mean,
+        std=dataset.std,
+        epochs=epochs_by_slice(config.recipe, config.placement.slices),
+    )
+    model = models.build(training)  # whatever does not fit is found now, before anything is written
+    if public is not None and digest is not None:
+        dropped = weights.fit(model, public)
+        logger.info("initial weights %s: %s drawn at random", config.recipe.weights, dropped or "nothing")
+        if store:
+            store.put(initial_weights(digest), weights.to_bytes(public))
+    return training
+
+
+def _with_key(config: RunConfig) -> RunConfig:
+    if config.placement.key is not None:
+        return config
+    placement = config.placement.model_copy(update={"key": secrets.token_hex(16)})
+    return config.model_copy(update={"placement": placement})
+
+
+def _check_enough(config: RunConfig, samples: Samples) -> None:
+    places = config.placement.shards * config.placement.slices
+    subjects = len(samples.subjects.unique())
+    # No samples at all is what is left once everything is deleted: a run like any other.
+    if 0 < subjects < places:
+        rule = f"makes more slices than there are subjects ({subjects})"
+        value = f"{config.placement.shards} shards x {config.placement.slices} slices = {places}"
+        raise ConfigError("placement", value, rule, "Use fewer shards or slices")
+
+
+def _write_shards(store: Store, config: RunConfig, samples: Samples) -> tuple[tuple[SliceEntry, ...], ...]:
+    places = place(config.placement, samples.subjects)
+    shards = places // config.placement.slices
+    by_shard = np.argsort(shards, kind="stable")
+    edges = np.searchsorted(shards[by_shard], np.arange(config.placement.shards + 1))
+    return tuple(
+        _write_shard(store, config, shard, samples.take(rows), places[rows] % config.placement.slices + 1)
+        for shard in range(config.placement.shards)
+        for rows in [by_shard[edges[shard] : edges[shard + 1]]]
+    )
+
+
+def _write_shard(
+    store: Store, config: RunConfig, shard: int, samples: Samples, slices: np.ndarray
+) -> tuple[SliceEntry, ...]:
+    index, ordered = index_shard(samples, slices)
+    summaries = index.summaries(config.placement.slices, samples.shape)
+    first = 0
+    for summary in summaries:
+        rows = np.arange(first, first := first + summary.num_samples)
+        if summary.digest:
+            store.put(slice_object(summary.digest), slice_to_bytes(ordered.take(rows)))
+    store.put(shard_index(shard), index_to_bytes(index))
+    return tuple(SliceEntry(digest=s.digest, num_samples=s.num_samples) for s in summaries)
+
+
+def _write_test(store: Store, test: Samples | None) -> str | None:
+    if test is None or not len(test):
+        return None
+    ordered = sort_by_id(test)
+    digest = digest_of_slice(ordered)
+    assert digest is not None  # it has samples
+    store.put(test_object(digest), slice_to_bytes(ordered))
+    return digest
+
+
+def differing_fields(ours: RunConfig, theirs: RunConfig) -> Sequence[str]:
+    """Fields that fix a run for life and differ between two configurations, as `section.field`."""
+    fixed = ("name", "data", "placement", "recipe")
+    mine, other = (_flatten(c.model_dump(mode="json", include=set(fixed))) for c in (ours, theirs))
+    if theirs.placement.key is None:  # absent means: whatever was made for the run
+        mine.pop("placement.key"), other.pop("placement.key")
+    return sorted(name for name in mine.keys() | other.keys() if mine.get(name) != other.get(name))
+
+
+def _flatten(value: object, prefix: str = "") -> dict[str, object]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, object] = {}
+    for name, inner in value.items():
+        flat |= _flatten(inner, f"{prefix}.{name}" if prefix else name)
+    return flat

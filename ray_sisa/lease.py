@@ -1,0 +1,119 @@
+"""One reconcile at a time: a lease with an expiry, renewed by a heartbeat, built on conditional create alone.
+
+Lease n+1 may be created by anyone once lease n has expired, and by its holder before that. The holder with the highest
+number has the run; a holder that was paused finds a higher number when it looks, and stops.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ray_sisa.errors import BusyError
+from ray_sisa.records import LeaseRecord
+from ray_sisa.store import Store, numbered
+
+FOLDER = "lease"
+DURATION_S = 30.0
+
+
+class Lease:
+    """A lease in hand; `check` says whether it still is."""
+
+    def __init__(self, store: Store, record: LeaseRecord, duration_s: float) -> None:
+        self._store, self._record, self._duration_s = store, record, duration_s
+        self._released = threading.Event()
+        self._lock = threading.Lock()
+        self._heart = threading.Thread(target=self._beat, name="ray-sisa-lease", daemon=True)
+        self._heart.start()
+
+    def check(self) -> None:
+        """Returns if the lease is in hand.
+
+        Raises:
+            BusyError: it expired and somebody else took it.
+        """
+        numbers = self._store.numbers(FOLDER)
+        with self._lock:
+            mine = self._record
+        # The holder's own renewal may have come between the listing and this line: only a stranger's counts.
+        if numbers and numbers[-1] > mine.number:
+            latest = self._store.find_record(numbered(FOLDER, numbers[-1]), LeaseRecord)
+            if latest and latest.holder != mine.holder:
+                raise BusyError(
+                    "lease",
+                    latest.holder,
+                    "took over this run",
+                    "Run the command again",
+                )
+
+    def release(self) -> None:
+        """Gives the run back at once."""
+        self._released.set()
+        self._heart.join()
+        # An expired record takes its place: numbers only grow, so a paused holder can always tell that it lost.
+        record = _next(self._record.number, self._record.holder, -math.inf)
+        if self._store.create(numbered(FOLDER, record.number), record.to_bytes()):
+            self._store.delete([numbered(FOLDER, self._record.number)])
+
+    def _beat(self) -> None:
+        while not self._released.wait(self._duration_s / 3):
+            record = _next(self._record.number, self._record.holder, self._duration_s)
+            if not self._store.create(numbered(FOLDER, record.number), record.to_bytes()):
+                return  # somebody else has it: `check` says so
+            with self._lock:
+                old, self._record = self._record, record
+            # Only after the new one is there, so that no moment is without a lease.
+            self._store.delete([numbered(FOLDER, old.number)])
+
+
+@contextmanager
+def hold_lease(store: Store, *, wait_s: float = 0.0, duration_s: float = DURATION_S) -> Iterator[Lease]:
+    """Holds the run for the length of the block.
+
+    Args:
+        store: of the run.
+        wait_s: how long to wait for another holder, in seconds.
+        duration_s: how long a holder that falls silent keeps the run, in seconds.
+
+    Raises:
+        BusyError: another process still holds it after the wait; the error says which.
+    """
+    lease = _take(store, wait_s, duration_s)
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+def _take(store: Store, wait_s: float, duration_s: float) -> Lease:
+    holder = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
+    deadline = time.monotonic() + wait_s
+    while True:
+        numbers = store.numbers(FOLDER)
+        latest = store.find_record(numbered(FOLDER, numbers[-1]), LeaseRecord) if numbers else None
+        if latest is None or latest.expires_at < time.time():
+            record = _next(numbers[-1] if numbers else 0, holder, duration_s)
+            if store.create(numbered(FOLDER, record.number), record.to_bytes()):
+                store.delete(numbered(FOLDER, n) for n in numbers)
+                return Lease(store, record, duration_s)
+        elif time.monotonic() >= deadline:
+            left = latest.expires_at - time.time()
+            rule = f"is working on this run (its lease ends in {left:.0f} s unless it is renewed)"
+            raise BusyError(
+                "lease",
+                latest.holder,
+                rule,
+                "Wait for it to end, or pass --wait SECONDS",
+            )
+        time.sleep(min(0.2, duration_s / 10))
+
+
+def _next(number: int, holder: str, duration_s: float) -> LeaseRecord:
+    return LeaseRecord(number=number + 1, holder=holder, expires_at=max(0.0, time.time() + duration_s))

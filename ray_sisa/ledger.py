@@ -1,0 +1,131 @@
+"""The append-only, hash-chained list of deletion requests.
+
+The next number goes to whoever creates it, so appending needs no lock and no database; an idempotency key that is
+there already is the same request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from ray_sisa.clock import now
+from ray_sisa.digests import digest_bytes, digest_json
+from ray_sisa.errors import RequestError, StoreError
+from ray_sisa.records import Place, Request
+from ray_sisa.store import Store, numbered
+
+FOLDER = "ledger"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ledger:
+    """All requests up to one moment, in order, and the digest of the last."""
+
+    requests: tuple[Request, ...]
+    tip: str | None
+
+    @property
+    def position(self) -> int:
+        """Number of the last request; 0 where there is none."""
+        return len(self.requests)
+
+    def after(self, position: int) -> tuple[Request, ...]:
+        """Requests with a number above `position`."""
+        return self.requests[position:]
+
+    def deleted(self, up_to: int | None = None) -> dict[int, set[str]]:
+        """Ids of the samples deleted by the requests up to a number (all by default), by shard."""
+        return deleted_by_shard(self.requests[:up_to])
+
+    def with_key(self, idempotency_key: str) -> Request | None:
+        """The request that carries an idempotency key."""
+        return next((r for r in self.requests if r.idempotency_key == idempotency_key), None)
+
+
+def deleted_by_shard(requests: Iterable[Request]) -> dict[int, set[str]]:
+    """Ids of the samples that these requests delete, by shard."""
+    deleted: dict[int, set[str]] = {}
+    for request in requests:
+        for place in request.places:
+            deleted.setdefault(place.shard, set()).update(place.samples)
+    return deleted
+
+
+def first_slices(requests: Iterable[Request]) -> dict[int, int]:
+    """The first slice of each shard that these requests touch."""
+    first: dict[int, int] = {}
+    for request in requests:
+        for place in request.places:
+            first[place.shard] = min(place.slice, first.get(place.shard, place.slice))
+    return first
+
+
+def read_ledger(store: Store) -> Ledger:
+    """All requests, with their chain checked.
+
+    Raises:
+        StoreError: a request is missing, damaged, or does not follow from the one before.
+    """
+    requests: list[Request] = []
+    tip: str | None = None
+    for expected, number in enumerate(store.numbers(FOLDER), start=1):
+        path = numbered(FOLDER, number)
+        data = store.get(path)
+        request = store.read(path, Request) if number == expected else None
+        if request is None or request.number != number or request.previous != tip:
+            rule = "does not follow from the request before it: the ledger was edited or lost a request"
+            raise StoreError(f"{store.uri}/{path}", "", rule, "Restore the ledger from a backup")
+        requests.append(request)
+        tip = digest_bytes(data)
+    return Ledger(requests=tuple(requests), tip=tip)
+
+
+def append(
+    store: Store,
+    places: Mapping[tuple[int, int], list[str]],
+    reason: str,
+    key: str | None,
+) -> Request:
+    """Appends a request and returns it; one with the same idempotency key is returned as it stands.
+
+    Once this returns, the request is kept: a crash before the create leaves nothing, one after it leaves all.
+
+    Args:
+        store: of the run.
+        places: ids by (shard, slice), all of them of this run.
+        reason: free text, kept with the request.
+        key: idempotency key; by default a digest of the ids, so that sending the same request twice is one request.
+
+    Raises:
+        RequestError: the key was used for other samples.
+    """
+    named = tuple(Place(shard=s, slice=r, samples=tuple(sorted(ids))) for (s, r), ids in sorted(places.items()))
+    key = key or digest_json([place.samples for place in named])
+    while True:
+        ledger = read_ledger(store)
+        known = ledger.with_key(key)
+        if known is not None:
+            return _same(known, named)
+        request = Request(
+            number=ledger.position + 1,
+            idempotency_key=key,
+            reason=reason,
+            places=named,
+            previous=ledger.tip,
+            created_at=now(),
+        )
+        if store.create(numbered(FOLDER, request.number), request.to_bytes()):
+            return request
+
+
+def _same(known: Request, named: tuple[Place, ...]) -> Request:
+    if known.places != named:
+        rule = f"was used for other samples by request {known.number}"
+        raise RequestError(
+            "idempotency key",
+            known.idempotency_key,
+            rule,
+            "Give each request its own key",
+        )
+    return known

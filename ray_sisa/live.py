@@ -1,0 +1,98 @@
+"""What a run is made of under its ledger: live slices, and the chains of stages that should exist."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Set
+
+from ray_sisa.errors import StoreError
+from ray_sisa.index import ShardIndex, SliceSummary, index_from_bytes
+from ray_sisa.ledger import Ledger, deleted_by_shard
+from ray_sisa.lineage import Chain, make_chain, recipe_digest
+from ray_sisa.records import RunRecord
+from ray_sisa.slices import TAMPERED, digest_of_slice, read_slice, slice_to_bytes
+from ray_sisa.store import Store, shard_index, slice_object
+
+
+class LiveSet:
+    """The samples of a run less those that its ledger deletes; reads the index of a shard only where it must."""
+
+    def __init__(self, store: Store, run: RunRecord) -> None:
+        self._store, self._run = store, run
+        self._recipe = recipe_digest(run.training)
+        self._indexes: dict[int, ShardIndex] = {}
+
+    def index(self, shard: int) -> ShardIndex:
+        """The index of a shard as it was at ingest.
+
+        Raises:
+            StoreError: it is absent or does not give the slices of the run.
+        """
+        if shard not in self._indexes:
+            path = shard_index(shard)
+            index = index_from_bytes(self._store.get(path), f"{self._store.uri}/{path}")
+            if self._summaries(index) != self._at_ingest(shard):
+                raise StoreError(f"{self._store.uri}/{path}", "", "is not the index that was written", TAMPERED)
+            self._indexes[shard] = index
+        return self._indexes[shard]
+
+    def slices(self, shard: int, deleted: Set[str]) -> tuple[SliceSummary, ...]:
+        """Slices 1..R of a shard without the deleted samples."""
+        if not deleted:
+            return self._at_ingest(shard)
+        return self._summaries(self.index(shard).without(deleted))
+
+    def chain(self, shard: int, deleted: Set[str]) -> Chain:
+        """The chain of a shard without the deleted samples."""
+        return make_chain(self._run.training, self._recipe, shard, self.slices(shard, deleted))
+
+    def chains(self, ledger: Ledger, up_to: int | None = None) -> tuple[Chain, ...]:
+        """The chains of all shards under the requests up to a number (all by default)."""
+        deleted = ledger.deleted(up_to)
+        return tuple(self.chain(shard, deleted.get(shard, set())) for shard in range(len(self._run.slices)))
+
+    def num_samples(self, ledger: Ledger) -> int:
+        """How many samples are live."""
+        return self._run.num_samples - sum(len(ids) for ids in ledger.deleted().values())
+
+    def write_slices(self, chains: Iterable[Chain], ledger: Ledger) -> list[str]:
+        """Writes the slice objects that these chains need and the store lacks, from the larger ones that it has.
+
+        Returns:
+            Digests of the objects written.
+
+        Raises:
+            StoreError: no object that holds the samples of such a slice is left.
+        """
+        present = self._store.slice_digests()
+        lacking = [stage for chain in chains for stage in chain.stages if stage.slice_digest not in present]
+        for stage in lacking:
+            self._shrink(stage.shard, stage.slice, stage.slice_digest, ledger, present)
+        return [stage.slice_digest for stage in lacking]
+
+    def _shrink(self, shard: int, number: int, digest: str, ledger: Ledger, present: Set[str]) -> None:
+        deleted = ledger.deleted().get(shard, set())
+        for larger in self._larger_digests(shard, number, ledger):
+            if larger in present:
+                samples = read_slice(self._store, larger)
+                live = samples.select(set(samples.ids.to_pylist()) - deleted)
+                assert digest_of_slice(live) == digest  # both follow from the index and the ledger
+                self._store.put(slice_object(digest), slice_to_bytes(live))
+                return
+        rule = f"is not there, nor any object to make it from (shard {shard}, slice {number})"
+        remedy = "Restore the slices folder from a backup; what was deleted is swept from it by `ray-sisa unlearn`"
+        raise StoreError(f"{self._store.uri}/{slice_object(digest)}", "", rule, remedy)
+
+    def _larger_digests(self, shard: int, number: int, ledger: Ledger) -> Iterable[str]:
+        """Digests that a slice had before each request that touched it, the last first."""
+        for request in reversed(ledger.requests):
+            if any((place.shard, place.slice) == (shard, number) for place in request.places):
+                before = deleted_by_shard(ledger.requests[: request.number - 1]).get(shard, set())
+                digest = self.slices(shard, before)[number - 1].digest
+                if digest:
+                    yield digest
+
+    def _summaries(self, index: ShardIndex) -> tuple[SliceSummary, ...]:
+        return index.summaries(len(self._run.training.epochs), self._run.training.image_shape)
+
+    def _at_ingest(self, shard: int) -> tuple[SliceSummary, ...]:
+        return tuple(SliceSummary(digest=e.digest, num_samples=e.num_samples) for e in self._run.slices[shard])

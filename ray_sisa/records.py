@@ -1,0 +1,174 @@
+"""The JSON records that a run keeps in its store; all are frozen, and validated when read."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from ray_sisa.config import RunConfig, TrainingRecipe
+
+
+class StoredRecord(BaseModel):
+    """A record of a store."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def to_bytes(self) -> bytes:
+        """The record as JSON that a person can read."""
+        return self.model_dump_json(indent=1).encode()
+
+
+class SliceEntry(StoredRecord):
+    """A slice as it was at ingest."""
+
+    digest: str | None
+    num_samples: int
+
+
+class RunRecord(StoredRecord):
+    """run.json: the run in full. Written once, after all that it names."""
+
+    config: RunConfig
+    training: TrainingRecipe
+    num_samples: int
+    num_test_samples: int
+    test_digest: str | None
+    slices: tuple[tuple[SliceEntry, ...], ...]
+    """By shard, then slice 1..R."""
+    fingerprint: str
+    """Digest of all slice digests: the data set as it was at ingest."""
+    created_at: str
+
+
+class EpochMetrics(StoredRecord):
+    """What one epoch measured; test accuracies are None where they were not taken."""
+
+    epoch: int
+    loss: float
+    train_top1: float
+    test_top1: float | None = None
+    test_top5: float | None = None
+
+
+class Environment(StoredRecord):
+    """What bits may depend on besides the key; equality is claimed where it is equal."""
+
+    device: str
+    device_name: str
+    threads: int
+    python: str
+    torch: str
+    ray_sisa: str
+    platform: str
+
+
+class Ancestor(StoredRecord):
+    """An earlier stage of the same chain."""
+
+    slice: int
+    key: str
+
+
+class StageRecord(StoredRecord):
+    """stages/<key>/stage.json: the commit record of a stage. Without it the stage is absent."""
+
+    key: str
+    shard: int
+    slice: int
+    parent: str
+    slice_digest: str
+    num_samples: int
+    epochs: int
+    ancestors: tuple[Ancestor, ...]
+    """Stages of the chain before this one, the first slice first."""
+    weights_digest: str
+    """Digest of the tensors."""
+    weights_bytes: int
+    weights_file_digest: str
+    """Digest of the container file, to tell a damaged file before it is parsed."""
+    metrics: tuple[EpochMetrics, ...]
+    sample_passes: int
+    seconds: float
+    environment: Environment
+    committed_at: str
+
+
+class Constituent(StoredRecord):
+    """The model of one shard in a head."""
+
+    shard: int
+    key: str
+    slice: int
+    num_samples: int
+    weights_digest: str
+
+
+class Head(StoredRecord):
+    """heads/<n>.json: the ensemble in force. Shards without a clean stage are not in it."""
+
+    number: int
+    ledger: int
+    """Number of the last request that it respects."""
+    complete: bool
+    """Whether every shard has its deepest stage."""
+    constituents: tuple[Constituent, ...]
+    ensemble_digest: str
+    previous: str | None
+    """Digest of head n-1."""
+    created_at: str
+
+
+class Place(StoredRecord):
+    """Samples of a request in one (shard, slice)."""
+
+    shard: int
+    slice: int
+    samples: tuple[str, ...]
+
+
+class Request(StoredRecord):
+    """ledger/<n>.json: deletion request n."""
+
+    number: int
+    idempotency_key: str
+    reason: str
+    places: tuple[Place, ...]
+    previous: str | None
+    """Digest of request n-1."""
+    created_at: str
+
+    @property
+    def sample_ids(self) -> list[str]:
+        """Ids of all samples that it names."""
+        return [sample for place in self.places for sample in place.samples]
+
+
+class Certificate(StoredRecord):
+    """certificates/<n>.json: what was done for request n, and how to check it."""
+
+    request: int
+    request_digest: str
+    num_samples: int
+    affected_shards: tuple[int, ...]
+    retired_stages: tuple[str, ...]
+    """Stage keys that existed because of the samples; none of them is in the store."""
+    retrained_stages: tuple[str, ...]
+    """Stage keys that took their place."""
+    sample_passes: int
+    """What training these costs."""
+    full_training_sample_passes: int
+    """What training all samples, as they were at ingest, costs."""
+    head: int
+    ensemble_digest: str
+    requested_at: str
+    effective_at: str
+    completed_at: str
+    claim: str
+
+
+class LeaseRecord(StoredRecord):
+    """lease/<n>.json: who reconciles, until when."""
+
+    number: int
+    holder: str
+    expires_at: float
+    """Seconds since the epoch."""

@@ -1,0 +1,385 @@
+"""Run: the object a user holds. Everything else is reached through it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from ray_sisa import data, heads
+from ray_sisa.audit import Evaluation, Members, evaluate
+from ray_sisa.census import Census, Places
+from ray_sisa.config import DataConfig, RunConfig
+from ray_sisa.digests import digest_bytes
+from ray_sisa.engine.runner import OpenRunner, Runner, RunnerName, open_runner
+from ray_sisa.engine.work import Event
+from ray_sisa.ensemble import Ensemble
+from ray_sisa.errors import ConfigError, RequestError, StoreError
+from ray_sisa.ingest import differing_fields, ingest
+from ray_sisa.ledger import Ledger, append, first_slices, read_ledger
+from ray_sisa.lineage import Chain
+from ray_sisa.live import LiveSet
+from ray_sisa.reconcile import CERTIFICATES, Reconciler, Reconciliation
+from ray_sisa.records import Certificate, Constituent, Head, RunRecord, StageRecord
+from ray_sisa.samples import Samples, concatenate
+from ray_sisa.slices import read_slice, read_test
+from ray_sisa.store import RUN, Store, join_run, numbered, report, stage_record
+from ray_sisa.verify import Verification, verify
+from ray_sisa.voting import Rule
+
+EVALUATION = re.compile(r"/evaluation-[^/]+\.json$")
+ATTACKED_AT_LEAST = 500  # training samples of a shard that are attacked where no forget set is given
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Forgotten:
+    """A deletion request as acknowledged."""
+
+    request: int
+    samples: int
+    """Live samples that it names."""
+    already_forgotten: int
+    unknown: tuple[str, ...]
+    """Names that the run never had; only where the caller chose to ignore them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardStatus:
+    """One shard as it votes now."""
+
+    shard: int
+    depth: int
+    """Slice of the stage that votes; 0 where the shard has left the vote."""
+    stage: str | None
+    clean: bool
+    """Whether the stage in the head saw no deleted sample; where not, readers already fall back before it."""
+    samples: int
+    """Live samples of the shard."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Status:
+    """A run at one moment, read from its store alone."""
+
+    name: str
+    head: int
+    complete: bool
+    """Whether the ensemble is at full depth and every request is done."""
+    requests: int
+    pending_requests: tuple[int, ...]
+    live_samples: int
+    shards: tuple[ShardStatus, ...]
+    stages_missing: int
+    ensemble_digest: str | None
+
+
+class Run:
+    """A run in a store: train it, make it forget, ask it, check it."""
+
+    def __init__(self, store: Store, record: RunRecord) -> None:
+        """Takes a run that exists; see `create` and `open`."""
+        self.store, self.record = store, record
+        self.live = LiveSet(store, record)
+
+    @classmethod
+    def create(cls, config: RunConfig, dataset: data.Dataset | None = None) -> Run:
+        """Creates a run, or opens the one that is there under the same name and configuration.
+
+        Args:
+            config: of the run. Scaling and evaluation may differ from those of an existing run, and hold from then on
+                in this object.
+            dataset: samples in memory, in place of those that `config.data` names.
+
+        Raises:
+            ConfigError: another configuration holds the name; the differing fields are listed.
+            DataError: the samples break a rule.
+        """
+        store = Store(join_run(config.storage_path, config.name))
+        record = store.find_record(RUN, RunRecord)
+        if record is None:
+            record = ingest(store, config, dataset or data.load(config.data))
+        differing = differing_fields(record.config, config)
+        if differing:
+            rule = "is there with another configuration; these differ: " + ", ".join(differing)
+            raise ConfigError(
+                "name", config.name, rule, "Choose another name, or give the configuration it was made with"
+            )
+        now = record.config.model_copy(update={"scaling": config.scaling, "evaluation": config.evaluation})
+        return cls(store, record.model_copy(update={"config": now}))
+
+    @classmethod
+    def open(cls, uri: str) -> Run:
+        """Opens the run at `storage_path/name`.
+
+        Raises:
+            StoreError: there is none.
+        """
+        store = Store(uri)
+        record = store.find_record(RUN, RunRecord)
+        if record is None:
+            raise StoreError("run", store.uri, "has no run", "Check the path; `ray-sisa train CONFIG` makes a run")
+        return cls(store, record)
+
+    def train(
+        self,
+        *,
+        runner: RunnerName | Runner = "ray",
+        tell: Callable[[Event], None] = lambda event: None,
+        wait_s: float = 0.0,
+    ) -> Reconciliation:
+        """Trains what is missing; a second time, or after a crash, goes on where the store says.
+
+        Args:
+            runner: `ray`, `local` for this process, or a runner that is open and stays so.
+            tell: hears of every epoch and every committed stage.
+            wait_s: how long to wait for another process that works on the run, in seconds.
+
+        Raises:
+            BusyError, ResourcesError, StoreError, TrainingError: what was committed stays.
+        """
+        return Reconciler(self.store, self.record, tell).run(self._runner(runner), wait_s)
+
+    unlearn = train
+    """Completes all pending requests: training and unlearning are one operation, see `reconcile`."""
+
+    def forget(
+        self,
+        *,
+        samples: Iterable[str] = (),
+        subjects: Iterable[str] = (),
+        reason: str = "",
+        key: str | None = None,
+        ignore_unknown: bool = False,
+    ) -> Forgotten:
+        """Acknowledges a deletion request: once this returns it is kept, and no reader is served the samples' models.
+
+        Args:
+            samples: ids of samples.
+            subjects: ids of subjects, all of whose samples are deleted.
+            reason: free text, kept with the request.
+            key: idempotency key; a request sent again under its key is the same request.
+            ignore_unknown: pass over names that the run never had.
+
+        Raises:
+            RequestError: nothing is named, or names are unknown; nothing was written.
+        """
+        places, unknown = self.locate(samples=samples, subjects=subjects)
+        if unknown and not ignore_unknown:
+            remedy = (
+                "Correct the ids, or pass --ignore-unknown (ignore_unknown=True); the request was refused as a whole"
+            )
+            raise RequestError("unknown ids", ", ".join(unknown[:20]), f"{len(unknown)} not in this run", remedy)
+        if not places:
+            raise RequestError("request", "", "names no sample of this run", "Name samples or subjects")
+        deleted = read_ledger(self.store).deleted()
+        named = [(shard, sample) for (shard, _), ids in places.items() for sample in ids]
+        gone = sum(sample in deleted.get(shard, ()) for shard, sample in named)
+        request = append(self.store, places, reason, key)
+        return Forgotten(
+            request=request.number,
+            samples=len(named) - gone,
+            already_forgotten=gone,
+            unknown=tuple(unknown),
+        )
+
+    def locate(self, *, samples: Iterable[str] = (), subjects: Iterable[str] = ()) -> tuple[Places, list[str]]:
+        """Sample ids by (shard, slice) of samples and subjects, and the names that the run never had."""
+        census = Census(self.live, self.record)
+        by_id, unknown_ids = census.samples(samples)
+        by_subject, unknown_subjects = census.subjects(subjects)
+        places = {
+            place: sorted(set(by_id.get(place, [])) | set(by_subject.get(place, [])))
+            for place in sorted(by_id.keys() | by_subject.keys())
+        }
+        return places, unknown_ids + unknown_subjects
+
+    def sample_ids(self, shard: int, slice_number: int) -> list[str]:
+        """Ids that a slice was given at ingest, deleted ones among them, sorted."""
+        return self.live.index(shard).sample_ids(slice_number)
+
+    def status(self) -> Status:
+        """The run as its store says it is; one listing, no weights."""
+        ledger, head = read_ledger(self.store), heads.latest_head(self.store)
+        certified = set(self.store.numbers(CERTIFICATES))
+        chains, present = self.live.chains(ledger), self.store.committed_stages()
+        pending = tuple(r.number for r in ledger.requests if r.number not in certified)
+        missing = sum(len(chain.missing(present)) for chain in chains)
+        serving = {c.shard: c for c in self.in_force(ledger, head)}
+        tainted = first_slices(ledger.after(head.ledger)) if head else {}
+        in_head = {c.shard: c for c in head.constituents} if head else {}
+        return Status(
+            name=self.record.config.name,
+            head=head.number if head else 0,
+            complete=bool(head and head.complete and not pending and not missing),
+            requests=ledger.position,
+            pending_requests=pending,
+            live_samples=self.live.num_samples(ledger),
+            shards=tuple(_shard_status(chain, serving, in_head, tainted) for chain in chains),
+            stages_missing=missing,
+            ensemble_digest=head.ensemble_digest if head else None,
+        )
+
+    def in_force(self, ledger: Ledger | None = None, head: Head | None = None) -> tuple[Constituent, ...]:
+        """Who votes now: the head, less what requests that it does not know of yet have tainted."""
+        ledger, head = ledger or read_ledger(self.store), head or heads.latest_head(self.store)
+        if head is None:
+            return ()
+        return heads.roll_back(self.store, head.constituents, ledger.after(head.ledger))
+
+    def ensemble(self, device: str = "cpu") -> Ensemble:
+        """The ensemble in force, loaded; from the instant `forget` returns it is clean of the request.
+
+        Raises:
+            StoreError: nothing is trained yet, or a stage is damaged.
+        """
+        head = self._head()
+        return Ensemble(self.store, self.record, head, self.in_force(head=head), device)
+
+    def verify(
+        self, *, shards: Iterable[int] | None = None, sample: int | None = None, runner: RunnerName | Runner = "ray"
+    ) -> Verification:
+        """Trains stages again and compares them bit for bit with the store.
+
+        Args:
+            shards: which shards; all by default.
+            sample: how many stages, drawn at random, to train again from their parents; by default all are trained
+                again from scratch.
+            runner: where.
+        """
+        wanted = sorted(set(shards)) if shards is not None else list(range(len(self.record.slices)))
+        unknown = [shard for shard in wanted if not 0 <= shard < len(self.record.slices)]
+        if unknown:
+            raise RequestError("shards", unknown, f"must be 0 to {len(self.record.slices) - 1}", "Correct the list")
+        return verify(self.store, self.record, self.live, wanted, sample, self._runner(runner))
+
+    def evaluate(
+        self,
+        *,
+        forget: int | Iterable[str] | None = None,
+        source: DataConfig | None = None,
+        aggregation: Rule = "mean",
+        runner: RunnerName | Runner = "ray",
+    ) -> Evaluation:
+        """Accuracies and membership inference of the ensemble in force.
+
+        Args:
+            forget: a forget set: the number of a request, or sample ids. It is read from the source, since the store
+                has forgotten it. Without one the attack is on training samples.
+            source: where to read the forget and retained sets; by default what the run was made from.
+            aggregation: how the constituents vote.
+            runner: where the constituents run.
+
+        Raises:
+            RequestError: no such request, or samples that the source does not have.
+            DataError: the run has no test set, or no constituent.
+        """
+        head, ledger = self._head(), read_ledger(self.store)
+        if self.record.test_digest is None:
+            raise RequestError("data.test", "none", "an evaluation needs a test set", "Make a run with data.test")
+        constituents = self.in_force(ledger, head)
+        if forget is None:
+            members, retain = self._training_members(ledger), None
+        else:
+            members, retain = self._forget_and_retain(forget, source or self.record.config.data, ledger)
+        with self._runner(runner)() as opened:
+            evaluation = evaluate(
+                store=self.store,
+                run=self.record,
+                head=head,
+                constituents=constituents,
+                test=read_test(self.store, self.record.test_digest),
+                members=members,
+                retain=retain,
+                runner=opened,
+                rule=aggregation,
+                forget_request=forget if isinstance(forget, int) else None,
+            )
+        content = TypeAdapter(Evaluation).dump_json(evaluation, indent=1)
+        self.store.create(report(f"evaluation-{head.number:08d}-{digest_bytes(content)[:12]}.json"), content)
+        return evaluation
+
+    def evaluations(self) -> list[Evaluation]:
+        """All evaluations made of this run, the oldest first; they name no sample."""
+        read = TypeAdapter(Evaluation).validate_json
+        found = [read(self.store.get(path)) for path in self.store.sizes("reports") if EVALUATION.search(path)]
+        return sorted(found, key=lambda evaluation: evaluation.measured_at)
+
+    def certificates(self) -> list[Certificate]:
+        """What was done for each completed request."""
+        return [self.store.read(numbered(CERTIFICATES, n), Certificate) for n in self.store.numbers(CERTIFICATES)]
+
+    def stages(self) -> list[StageRecord]:
+        """Records of the committed stages that should exist, by shard and slice."""
+        present = self.store.committed_stages()
+        chains = self.live.chains(read_ledger(self.store))
+        keys = [key for chain in chains for key in chain.keys if key in present]
+        return [self.store.read(stage_record(key), StageRecord) for key in keys]
+
+    def _head(self) -> Head:
+        head = heads.latest_head(self.store)
+        if head is None:
+            rule = "has no ensemble yet: its training has not ended"
+            raise StoreError("run", self.store.uri, rule, "Run `ray-sisa train` to its end")
+        return head
+
+    def _runner(self, runner: RunnerName | Runner) -> OpenRunner:
+        return lambda: open_runner(runner, self.record.config.scaling)
+
+    def _training_members(self, ledger: Ledger) -> Members:
+        """Live training samples of each shard, drawn evenly, as many in all as the test set has where that is more."""
+        each = max(ATTACKED_AT_LEAST, self.record.num_test_samples // len(self.record.slices))
+        parts: list[Samples] = []
+        for chain in self.live.chains(ledger):
+            if chain.stages:
+                samples = concatenate([read_slice(self.store, stage.slice_digest) for stage in chain.stages])
+                rows = np.random.default_rng(chain.shard).permutation(len(samples))[:each]
+                parts.append(samples.take(np.sort(rows)))
+        shards = [chain.shard for chain in self.live.chains(ledger) if chain.stages]
+        if not parts:
+            raise RequestError("run", self.record.config.name, "has no live sample left", "Nothing is left to evaluate")
+        return Members(samples=concatenate(parts), shards=np.repeat(shards, [len(part) for part in parts]))
+
+    def _forget_and_retain(
+        self, forget: int | Iterable[str], source: DataConfig, ledger: Ledger
+    ) -> tuple[Members, Samples]:
+        places = self._places_to_forget(forget, ledger)
+        shard_of = {sample: shard for (shard, _), ids in places.items() for sample in ids}
+        everything = data.load(source).train
+        forgotten = everything.select(set(shard_of))
+        ids = forgotten.ids.to_pylist()
+        absent = sorted(shard_of.keys() - set(ids))
+        if absent:
+            rule = f"{len(absent)} samples of the forget set are not in it"
+            raise RequestError("source", ", ".join(absent[:5]), rule, "Name the data they come from with --source")
+        deleted = {sample for samples in ledger.deleted().values() for sample in samples}
+        retained = everything.select(set(everything.ids.to_pylist()) - deleted - shard_of.keys())
+        return Members(samples=forgotten, shards=np.array([shard_of[i] for i in ids])), retained
+
+    def _places_to_forget(self, forget: int | Iterable[str], ledger: Ledger) -> Places:
+        if isinstance(forget, int):
+            if not 1 <= forget <= ledger.position:
+                raise RequestError(
+                    "forget", forget, f"must be a request, 1 to {ledger.position}", "See `ray-sisa status`"
+                )
+            request = ledger.requests[forget - 1]
+            return {(place.shard, place.slice): list(place.samples) for place in request.places}
+        places, unknown = self.locate(samples=forget)
+        if unknown:
+            raise RequestError("forget", ", ".join(unknown[:20]), f"{len(unknown)} ids not in this run", "Correct them")
+        return places
+
+
+def _shard_status(
+    chain: Chain, serving: dict[int, Constituent], in_head: dict[int, Constituent], tainted: dict[int, int]
+) -> ShardStatus:
+    votes, named = serving.get(chain.shard), in_head.get(chain.shard)
+    return ShardStatus(
+        shard=chain.shard,
+        depth=votes.slice if votes else 0,
+        stage=votes.key if votes else None,
+        clean=named is None or named.slice < tainted.get(chain.shard, named.slice + 1),
+        samples=chain.stages[-1].num_samples if chain.stages else 0,
+    )

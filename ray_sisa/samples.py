@@ -1,0 +1,120 @@
+"""A batch of training records in memory: the one form in which data passes between modules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from ray_sisa.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Samples:
+    """N records.
+
+    Attributes:
+        ids: sample ids, unique, string [N].
+        subjects: whom each sample belongs to, string [N]; equal to `ids` where nobody else is named.
+        images: uint8 [N, H, W, C], or feature vectors float32 [N, D].
+        labels: int64 [N].
+    """
+
+    ids: pa.StringArray
+    subjects: pa.StringArray
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one record: (H, W, C) or (D,)."""
+        return tuple(self.images.shape[1:])
+
+    def take(self, rows: np.ndarray) -> Samples:
+        """The records at `rows` (int64 [M]), in that order."""
+        picked = pa.array(rows)
+        return Samples(
+            ids=self.ids.take(picked),
+            subjects=self.subjects.take(picked),
+            images=self.images[rows],
+            labels=self.labels[rows],
+        )
+
+    def select(self, ids: Sequence[str] | set[str]) -> Samples:
+        """The records with these ids, in the order in which they stand here."""
+        wanted = set(ids)
+        return self.take(np.flatnonzero([i in wanted for i in self.ids.to_pylist()]))
+
+
+def make_samples(
+    *,
+    ids: Sequence[str] | pa.StringArray,
+    images: np.ndarray,
+    labels: np.ndarray | Sequence[int],
+    subjects: Sequence[str] | pa.StringArray | None = None,
+) -> Samples:
+    """Samples from plain arrays, checked.
+
+    Raises:
+        DataError: ids that repeat, lengths that differ, or an image array of another kind than
+            uint8 [N, H, W, C] or float32 [N, D].
+    """
+    id_array = pa.array(ids, pa.string())
+    subject_array = id_array if subjects is None else pa.array(subjects, pa.string())
+    label_array = np.asarray(labels, dtype=np.int64)
+    counts = {
+        "ids": len(id_array),
+        "subjects": len(subject_array),
+        "images": len(images),
+        "labels": len(label_array),
+    }
+    if len(set(counts.values())) > 1:
+        raise DataError(
+            "samples",
+            counts,
+            "must have one id, subject, image and label each",
+            "Check the columns",
+        )
+    kind = (str(images.dtype), images.ndim)
+    if kind not in {("uint8", 4), ("float32", 2)}:
+        rule = "must be uint8 [N, H, W, C] images or float32 [N, D] features"
+        raise DataError(
+            "images",
+            f"{images.dtype} {list(images.shape)}",
+            rule,
+            "Convert them before they are given",
+        )
+    for name, column in (("id", id_array), ("subject", subject_array)):
+        if column.null_count:
+            raise DataError(
+                name,
+                f"{column.null_count} nulls",
+                "must be given for every sample",
+                "Fill the column",
+            )
+    if len(id_array.unique()) != len(id_array):
+        repeated = [v["values"] for v in id_array.value_counts().to_pylist() if v["counts"] > 1]
+        raise DataError(
+            "id",
+            repeated[:5],
+            "must be unique",
+            "Give each sample its own id, or leave the id column out",
+        )
+    return Samples(ids=id_array, subjects=subject_array, images=images, labels=label_array)
+
+
+def concatenate(parts: Sequence[Samples]) -> Samples:
+    """All records of `parts` (at least one), in order."""
+    if len(parts) == 1:
+        return parts[0]
+    return Samples(
+        ids=pa.concat_arrays([p.ids for p in parts]),
+        subjects=pa.concat_arrays([p.subjects for p in parts]),
+        images=np.concatenate([p.images for p in parts]),
+        labels=np.concatenate([p.labels for p in parts]),
+    )

@@ -1,0 +1,105 @@
+"""Slice objects: the samples of one (shard, slice) as they are live, in Arrow IPC files named by their digest."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from ray_sisa.errors import StoreError
+from ray_sisa.index import (
+    ShardIndex,
+    digest_rows,
+    one_chunk,
+    slice_digest,
+    table_from_bytes,
+    table_to_bytes,
+)
+from ray_sisa.samples import Samples
+from ray_sisa.store import Store, slice_object, test_object
+
+TAMPERED = "Its content was changed after it was written. Restore it from a backup, then run unlearn"
+
+
+def slice_to_bytes(samples: Samples) -> bytes:
+    """The samples of a slice (at least one) as an Arrow IPC file."""
+    images = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(samples.images))
+    columns = {
+        "sample_id": samples.ids,
+        "subject_id": samples.subjects,
+        "label": samples.labels,
+        "image": images,
+    }
+    return table_to_bytes(pa.table(columns))
+
+
+def slice_from_bytes(data: bytes, where: str) -> Samples:
+    """The samples in a slice object named `where`; arrays share the memory of `data`.
+
+    Raises:
+        StoreError: the bytes are not a slice object.
+    """
+    table = table_from_bytes(data, where)
+    try:
+        return Samples(
+            ids=one_chunk(table["sample_id"]),
+            subjects=one_chunk(table["subject_id"]),
+            images=one_chunk(table["image"]).to_numpy_ndarray(),
+            labels=table["label"].to_numpy(),
+        )
+    except (KeyError, AttributeError, ValueError, pa.ArrowInvalid) as error:
+        raise StoreError(where, str(error), "is not a slice object", TAMPERED) from None
+
+
+def digest_of_slice(samples: Samples) -> str | None:
+    """The digest that the samples of a slice have, recomputed from ids, labels and pixels."""
+    return slice_digest(digest_rows(samples), samples.shape)
+
+
+def sort_by_id(samples: Samples) -> Samples:
+    """The samples in the one order that counts: by id."""
+    return samples.take(np.argsort(np.array(samples.ids.to_pylist(), dtype=object), kind="stable"))
+
+
+def index_shard(samples: Samples, slices: np.ndarray) -> tuple[ShardIndex, Samples]:
+    """The index of a shard and its samples in the order of the index.
+
+    Args:
+        samples: the n samples of the shard, in any order.
+        slices: slice of each, int32 [n], from 1.
+    """
+    ids = np.array(samples.ids.to_pylist(), dtype=object)
+    by_id = np.argsort(ids, kind="stable")
+    order = by_id[np.argsort(slices[by_id], kind="stable")]
+    ordered = samples.take(order)
+    index = ShardIndex(
+        slices=slices[order].astype(np.int32),
+        ids=ordered.ids,
+        subjects=ordered.subjects,
+        row_digests=digest_rows(ordered),
+    )
+    return index, ordered
+
+
+def read_slice(store: Store, digest: str) -> Samples:
+    """The samples of a slice, checked against its name.
+
+    Raises:
+        StoreError: the object is absent or changed.
+    """
+    return _read(store, slice_object(digest), digest)
+
+
+def read_test(store: Store, digest: str) -> Samples:
+    """The test set, checked against its name.
+
+    Raises:
+        StoreError: the object is absent or changed.
+    """
+    return _read(store, test_object(digest), digest)
+
+
+def _read(store: Store, path: str, digest: str) -> Samples:
+    samples = slice_from_bytes(store.get(path), f"{store.uri}/{path}")
+    if digest_of_slice(samples) != digest:
+        raise StoreError(f"{store.uri}/{path}", "", "does not hold the samples that it is named after", TAMPERED)
+    return samples

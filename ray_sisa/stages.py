@@ -1,0 +1,121 @@
+"""Stages in the store: committing one, and reading one back with every byte checked."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ray_sisa import __version__, weights
+from ray_sisa.clock import now
+from ray_sisa.digests import digest_bytes, digest_tensors
+from ray_sisa.errors import StoreError, TrainingError
+from ray_sisa.lineage import Chain, Stage
+from ray_sisa.records import Ancestor, Environment, EpochMetrics, StageRecord
+from ray_sisa.store import Store, initial_weights, stage_record, stage_weights
+
+DAMAGED = "Delete the folder of the stage and run `ray-sisa unlearn`: it is made again, the same to the last bit"
+
+
+def commit_stage(
+    store: Store,
+    chain: Chain,
+    stage: Stage,
+    tensors: Mapping[str, Tensor],
+    metrics: Sequence[EpochMetrics],
+    seconds: float,
+    environment: Environment,
+) -> StageRecord:
+    """Writes a stage: weights first, the commit record last.
+
+    A crash before the record leaves weights without one: the stage is absent, and the next run writes the same bytes
+    over them. A crash after it leaves a committed stage. Of two writers, who write the same, the first stands.
+
+    Raises:
+        TrainingError: the stage is there with other weights, so something not named in its key influenced one of them.
+    """
+    data = weights.to_bytes(tensors)
+    record = StageRecord(
+        key=stage.key,
+        shard=stage.shard,
+        slice=stage.slice,
+        parent=stage.parent,
+        slice_digest=stage.slice_digest,
+        num_samples=stage.num_samples,
+        epochs=stage.epochs,
+        ancestors=tuple(Ancestor(slice=s.slice, key=s.key) for s in chain.stages if s.slice < stage.slice),
+        weights_digest=digest_tensors(tensors),
+        weights_bytes=len(data),
+        weights_file_digest=digest_bytes(data),
+        metrics=tuple(metrics),
+        sample_passes=stage.sample_passes,
+        seconds=seconds,
+        environment=environment,
+        committed_at=now(),
+    )
+    known = store.find_record(stage_record(stage.key), StageRecord)
+    if known is None:
+        store.put(stage_weights(stage.key), data)
+        if store.create(stage_record(stage.key), record.to_bytes()):
+            return record
+        known = store.read(stage_record(stage.key), StageRecord)
+    if known.weights_digest != record.weights_digest:
+        rule = f"was trained twice with different results ({known.weights_digest}, {record.weights_digest})"
+        remedy = f"Compare the environments in its record: {known.environment} and {environment}"
+        raise TrainingError(f"shard {stage.shard} slice {stage.slice}", stage.key, rule, remedy)
+    return known
+
+
+def load_stage(store: Store, key: str) -> dict[str, Tensor]:
+    """The weights of a committed stage, every byte checked against its record.
+
+    Raises:
+        StoreError: the stage is absent or its weights are not what was committed.
+    """
+    record = store.read(stage_record(key), StageRecord)
+    path = stage_weights(key)
+    data = store.get(path)
+    if digest_bytes(data) != record.weights_file_digest:
+        rule = f"is not what was committed ({len(data)} bytes, {record.weights_bytes} expected, or other content)"
+        raise StoreError(f"{store.uri}/{path}", "", rule, DAMAGED)
+    return weights.from_bytes(data)
+
+
+def load_initial(store: Store, digest: str | None) -> dict[str, Tensor] | None:
+    """The public weights that all shards start from, checked against their digest; None for random ones.
+
+    Raises:
+        StoreError: they are absent or changed.
+    """
+    if digest is None:
+        return None
+    path = initial_weights(digest)
+    tensors = weights.from_bytes(store.get(path))
+    if digest_tensors(tensors) != digest:
+        raise StoreError(f"{store.uri}/{path}", "", "is not what was stored", "Restore it from a backup")
+    return tensors
+
+
+def environment_of(device: str, threads: int) -> Environment:
+    """What bits may depend on besides the key, as it is in this process."""
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
+    return Environment(
+        device=device.partition(":")[0],
+        device_name=name,
+        threads=threads,
+        python=platform.python_version(),
+        torch=torch.__version__,
+        ray_sisa=__version__,
+        platform=platform.platform(),
+    )
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+            return next(names, platform.processor())
+    except OSError:
+        return platform.processor()

@@ -1,0 +1,240 @@
+"""Training one stage and running a network: pure functions of weights, arrays, recipe and device.
+
+The hot path. It never opens a store, never imports ray, and nothing outlives a stage but its weights.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ray_sisa import models, weights
+from ray_sisa.augment import Batches, Normalise
+from ray_sisa.config import OptimizerConfig, Recipe, TrainingRecipe
+from ray_sisa.digests import derive_seed
+from ray_sisa.records import EpochMetrics
+
+Weights = dict[str, Tensor]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelledImages:
+    """Arrays to train on or to measure with.
+
+    Attributes:
+        images: uint8 [N, H, W, C] or float32 [N, D].
+        labels: int64 [N].
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+def initial_state(training: TrainingRecipe, key: str, public: Mapping[str, Tensor] | None) -> Weights:
+    """Weights of stage (s, 0), drawn from its key; over them the public ones, where a recipe starts from a file."""
+    with _reproducible(training, "cpu"), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(key, "initial"))
+        model = models.build(training)
+    if public is not None:
+        weights.fit(model, public)
+    return _state(model)
+
+
+def train_stage(
+    *,
+    start: Mapping[str, Tensor],
+    samples: LabelledImages,
+    training: TrainingRecipe,
+    key: str,
+    epochs: int,
+    device: str = "cpu",
+    test: LabelledImages | None = None,
+    test_every_epoch: bool = False,
+) -> Generator[EpochMetrics, None, Weights]:
+    """Trains a stage: yields the metrics of each epoch, returns the weights (on the CPU, float32).
+
+    Args:
+        start: weights of the parent stage.
+        samples: live samples of slices 1..r, in the order of slice and id.
+        training: the recipe.
+        key: key of the stage; all its randomness comes from it.
+        epochs: passes over the samples.
+        device: `cpu` or a CUDA device.
+        test: measured after the last epoch, if given; changes no weights.
+        test_every_epoch: measure it after every epoch.
+    """
+    with _reproducible(training, device):
+        model = _load(training, start, device)
+        batches = Batches(_tensor(samples.images), _tensor(samples.labels), training, device)
+        optimizer = make_optimizer(model, training.recipe.optimizer, device)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        total_steps = epochs * len(batches)
+        for epoch in range(epochs):
+            # For dropout and the like; each epoch anew, since whoever takes the metrics may draw in between.
+            torch.manual_seed(derive_seed(key, f"network-{epoch}"))
+            totals = torch.zeros(2, dtype=torch.float64, device=device)
+            for step, (images, labels) in enumerate(batches.epoch(key, epoch), start=epoch * len(batches)):
+                factor = rate_factor(training.recipe, step, total_steps)
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * factor
+                logits, loss = _step(model, optimizer, images, labels, training.recipe)
+                with torch.no_grad():
+                    totals[0] += loss.detach() * len(labels)
+                    totals[1] += (logits.argmax(1) == labels).sum()
+            due = test if test_every_epoch or epoch == epochs - 1 else None
+            yield _measure(epoch, totals / len(samples.labels), model, training, due, device)
+        return _state(model)
+
+
+def predict_log_probabilities(
+    start: Mapping[str, Tensor], images: np.ndarray, training: TrainingRecipe, device: str = "cpu"
+) -> np.ndarray:
+    """Log-probabilities float32 [N, K] of a network in evaluation mode, in float32 whatever the recipe's precision."""
+    with _reproducible(training, device):
+        return _log_probabilities(_load(training, start, device), images, training, device)
+
+
+def to_end(steps: Generator[Item, None, Result]) -> Result:
+    """The value that a generator returns, whatever it yields on the way."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+
+
+def make_optimizer(model: nn.Module, config: OptimizerConfig, device: str) -> torch.optim.Optimizer:
+    """A fresh optimiser over the parameters of a model, the head apart from the backbone."""
+    name = models.head(model)
+    head = f"{name}." if name else ""
+    named = list(model.named_parameters())
+    groups = [
+        {"params": [p for n, p in named if n.startswith(head)], "lr": config.lr},
+        {"params": [p for n, p in named if not n.startswith(head)], "lr": config.backbone_lr or config.lr},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if config.name == "sgd":
+        return torch.optim.SGD(
+            groups,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=config.nesterov,
+            fused=True,
+        )
+    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    return kind(groups, betas=config.betas, weight_decay=config.weight_decay, fused=True)
+
+
+def rate_factor(recipe: Recipe, step: int, total_steps: int) -> float:
+    """What the learning rate is multiplied by at a step (from 0) of a stage.
+
+    cosine: from 1 to 0 (Loshchilov and Hutter 2017, no restarts). one_cycle: 1/25 to 1 over the first 30 %, then to
+    1e-4 / 25, both along cosines (Smith and Topin 2018, as in PyTorch; momentum is left alone).
+    """
+    if recipe.schedule == "constant":
+        return 1.0
+    done = step / total_steps
+    if recipe.schedule == "cosine":
+        return _cosine(1.0, 0.0, done)
+    return _cosine(1 / 25, 1.0, done / 0.3) if done < 0.3 else _cosine(1.0, 1e-4 / 25, (done - 0.3) / 0.7)
+
+
+def _cosine(start: float, end: float, done: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * done)) / 2
+
+
+def _step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, recipe: Recipe
+) -> tuple[Tensor, Tensor]:
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+        logits = model(images)
+    logits = logits.float()
+    loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return logits, loss
+
+
+def _measure(
+    epoch: int,
+    means: Tensor,
+    model: nn.Module,
+    training: TrainingRecipe,
+    test: LabelledImages | None,
+    device: str,
+) -> EpochMetrics:
+    loss, correct = means.tolist()
+    measured = EpochMetrics(epoch=epoch, loss=loss, train_top1=correct)
+    if test is None:
+        return measured
+    scores = torch.from_numpy(_log_probabilities(model, test.images, training, device))
+    labels = _tensor(test.labels)
+    model.train()
+    rank = (scores > scores.gather(1, labels[:, None])).sum(1)
+    top1, top5 = ((rank < k).double().mean().item() for k in (1, 5))
+    return measured.model_copy(update={"test_top1": top1, "test_top5": top5})
+
+
+@torch.no_grad()
+def _log_probabilities(model: nn.Module, images: np.ndarray, training: TrainingRecipe, device: str) -> np.ndarray:
+    model.eval()
+    normalise = Normalise(training, device)
+    size = max(256, training.recipe.batch_size)
+    parts = [_forward(model, normalise, images[i : i + size], device) for i in range(0, len(images), size)]
+    return np.concatenate(parts) if parts else np.empty((0, training.num_classes), np.float32)
+
+
+def _forward(model: nn.Module, normalise: Normalise, images: np.ndarray, device: str) -> np.ndarray:
+    logits = model(normalise(_tensor(np.ascontiguousarray(images)).to(device)))
+    log_probabilities: np.ndarray = F.log_softmax(logits.float(), 1).cpu().numpy()
+    return log_probabilities
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    # Arrays over stored bytes are read-only, which a tensor cannot promise to respect.
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def _load(training: TrainingRecipe, start: Mapping[str, Tensor], device: str) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):  # building draws random weights, which are then overwritten
+        model = models.build(training)
+    model.load_state_dict(dict(start))
+    layout = torch.channels_last if len(training.image_shape) == 3 else torch.contiguous_format
+    return model.to(device=device, memory_format=layout).train()  # type: ignore[call-overload,no-any-return]
+
+
+def _state(model: nn.Module) -> Weights:
+    return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in model.state_dict().items()}
+
+
+@contextmanager
+def _reproducible(training: TrainingRecipe, device: str) -> Iterator[None]:
+    """Sets all that bits depend on besides the key, and puts it back: threads, algorithms, precision, generator."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts; without it cuBLAS may vary
+    cuda = [torch.device(device)] if device.startswith("cuda") else []
+    with torch.random.fork_rng(devices=cuda):
+        try:
+            torch.set_num_threads(training.recipe.threads)
+            torch.use_deterministic_algorithms(True)
+            cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = False, False, False
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            torch.use_deterministic_algorithms(deterministic)
+            cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before

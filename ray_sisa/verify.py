@@ -1,0 +1,233 @@
+"""Verification by re-execution: stages are trained again from the stored samples and compared bit for bit.
+
+Nothing that the store claims is taken on trust: slices are digested again, keys are computed again from them and from
+the ledger, and the stored weights are digested again.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ray_sisa.digests import digest_tensors
+from ray_sisa.engine.runner import OpenRunner, device_of
+from ray_sisa.errors import StoreError
+from ray_sisa.index import SliceSummary
+from ray_sisa.ledger import read_ledger
+from ray_sisa.lineage import Chain, Stage, make_chain, recipe_digest
+from ray_sisa.live import LiveSet
+from ray_sisa.records import RunRecord, StageRecord
+from ray_sisa.samples import Samples, concatenate
+from ray_sisa.slices import digest_of_slice, slice_from_bytes
+from ray_sisa.stages import load_initial, load_stage
+from ray_sisa.store import Store, slice_object, stage_record
+from ray_sisa.training import LabelledImages, Weights, initial_state, to_end, train_stage
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageCheck:
+    """One stage, trained again."""
+
+    shard: int
+    slice: int
+    key: str
+    expected: str
+    """Digest of the weights that the commit record names; empty where there is no record."""
+    actual: str
+    """Digest of the weights trained again; empty where that was impossible."""
+    ok: bool
+    problem: str
+    """What is wrong, or empty."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verification:
+    """What verification found."""
+
+    ok: bool
+    stages: tuple[StageCheck, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReplayJob:
+    """Stages of one shard to train again: from scratch, or each from its stored parent."""
+
+    chain: Chain
+    slices: frozenset[int]
+    from_scratch: bool
+    deleted: frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Replayer:
+    """What all replays share."""
+
+    store: Store
+    run: RunRecord
+    device: str
+
+
+def verify(
+    store: Store,
+    run: RunRecord,
+    live: LiveSet,
+    shards: Sequence[int],
+    sample: int | None,
+    open_runner: OpenRunner,
+) -> Verification:
+    """Trains the stages of some shards again, or `sample` stages drawn at random from them."""
+    ledger = read_ledger(store)
+    deleted = ledger.deleted()
+    chains = [live.chain(shard, deleted.get(shard, set())) for shard in shards]
+    jobs = _jobs(chains, sample, deleted)
+    shared = Replayer(store=store, run=run, device=device_of(run.config.scaling))
+    with open_runner() as runner:
+        found = runner.map(replay, shared, jobs)
+    checks = tuple(sorted((c for checks in found for c in checks), key=lambda c: (c.shard, c.slice)))
+    return Verification(ok=all(check.ok for check in checks), stages=checks)
+
+
+def _jobs(chains: Sequence[Chain], sample: int | None, deleted: dict[int, set[str]]) -> list[ReplayJob]:
+    if sample is None:
+        picked = {(stage.shard, stage.slice) for chain in chains for stage in chain.stages}
+    else:
+        stages = [(stage.shard, stage.slice) for chain in chains for stage in chain.stages]
+        # Not seeded: who prepares a store must not know which stages will be looked at.
+        picked = set(random.SystemRandom().sample(stages, min(sample, len(stages))))
+    return [
+        ReplayJob(
+            chain=chain,
+            slices=frozenset(r for s, r in picked if s == chain.shard),
+            from_scratch=sample is None,
+            deleted=frozenset(deleted.get(chain.shard, ())),
+        )
+        for chain in chains
+        if any(s == chain.shard for s, _ in picked)
+    ]
+
+
+def replay(shared: Replayer, job: ReplayJob) -> list[StageCheck]:
+    """Trains the stages of a job again, in the process that calls."""
+    parts, problems = _read_slices(shared.store, job)
+    recomputed = _recomputed_keys(shared.run, job.chain, parts)
+    checks: list[StageCheck] = []
+    weights: Weights | None = None
+    for position, stage in enumerate(job.chain.stages):
+        if stage.slice not in job.slices:
+            continue
+        problem = [problems[i] for i in range(position + 1) if problems[i]]
+        if recomputed[position] != stage.key:
+            problem.append(f"the stored samples give the key {recomputed[position]}")
+        expected, stored_problem = _stored(shared.store, stage)
+        problem += stored_problem
+        known = [part for part in parts[: position + 1] if part is not None]
+        actual, weights, replay_problem = _again(shared, job, position, known, weights)
+        problem += replay_problem
+        if actual and expected and actual != expected:
+            problem.append("training it again gives other weights")
+        checks.append(
+            StageCheck(
+                shard=stage.shard,
+                slice=stage.slice,
+                key=stage.key,
+                expected=expected,
+                actual=actual,
+                ok=not problem,
+                problem="; ".join(problem),
+            )
+        )
+    return checks
+
+
+def _read_slices(store: Store, job: ReplayJob) -> tuple[list[Samples | None], list[str]]:
+    """The slices of a chain as they lie in the store, and what is wrong with each (empty: nothing)."""
+    parts: list[Samples | None] = []
+    problems: list[str] = []
+    for stage in job.chain.stages:
+        path = slice_object(stage.slice_digest)
+        try:
+            samples: Samples | None = slice_from_bytes(store.get(path), path)
+        except StoreError as error:
+            samples, problem = None, str(error)
+        else:
+            problem = _slice_problem(samples, stage, job.deleted)
+        parts.append(samples)
+        problems.append(problem)
+    return parts, problems
+
+
+def _slice_problem(samples: Samples | None, stage: Stage, deleted: frozenset[str]) -> str:
+    assert samples is not None
+    revived = deleted & set(samples.ids.to_pylist())
+    if revived:
+        return f"slice {stage.slice} holds {len(revived)} deleted samples"
+    if digest_of_slice(samples) != stage.slice_digest:
+        return f"slice {stage.slice} does not hold the samples that it is named after"
+    return ""
+
+
+def _recomputed_keys(run: RunRecord, chain: Chain, parts: Sequence[Samples | None]) -> list[str]:
+    """The keys that the samples in the store give, digested anew."""
+    by_slice = {stage.slice: part for stage, part in zip(chain.stages, parts, strict=True)}
+    slices = [_summary(by_slice.get(number)) for number in range(1, len(run.training.epochs) + 1)]
+    again = make_chain(run.training, recipe_digest(run.training), chain.shard, slices)
+    keys = {stage.slice: stage.key for stage in again.stages}
+    return [keys.get(stage.slice, "") for stage in chain.stages]
+
+
+def _summary(samples: Samples | None) -> SliceSummary:
+    if samples is None:
+        return SliceSummary(digest=None, num_samples=0)
+    return SliceSummary(digest=digest_of_slice(samples), num_samples=len(samples))
+
+
+def _stored(store: Store, stage: Stage) -> tuple[str, list[str]]:
+    """The weights digest that a stage's record names, and what is wrong with record and weights."""
+    try:
+        record = store.read(stage_record(stage.key), StageRecord)
+    except StoreError as error:
+        return "", [str(error)]
+    problems = []
+    if (record.key, record.slice_digest, record.parent) != (stage.key, stage.slice_digest, stage.parent):
+        problems.append("its record belongs to another stage")
+    try:
+        if digest_tensors(load_stage(store, stage.key)) != record.weights_digest:
+            problems.append("the stored weights are not those that its record names")
+    except StoreError as error:
+        problems.append(str(error))
+    return record.weights_digest, problems
+
+
+def _again(
+    shared: Replayer, job: ReplayJob, position: int, parts: Iterable[Samples], previous: Weights | None
+) -> tuple[str, Weights | None, list[str]]:
+    """Trains the stage at `position` again: digest, weights, and why that was impossible."""
+    samples = list(parts)
+    if len(samples) <= position:
+        return "", None, ["a slice that it was trained on is not there"]
+    stage = job.chain.stages[position]
+    try:
+        start = previous if previous is not None and job.from_scratch else _parent(shared, job, position)
+    except StoreError as error:
+        return "", None, [f"its parent: {error}"]
+    merged = concatenate(samples)
+    steps = train_stage(
+        start=start,
+        samples=LabelledImages(images=merged.images, labels=merged.labels),
+        training=shared.run.training,
+        key=stage.key,
+        epochs=stage.epochs,
+        device=shared.device,
+    )
+    weights = to_end(steps)
+    return digest_tensors(weights), weights, []
+
+
+def _parent(shared: Replayer, job: ReplayJob, position: int) -> Weights:
+    if position and not job.from_scratch:
+        return load_stage(shared.store, job.chain.stages[position - 1].key)
+    if position:
+        raise StoreError(f"stage {job.chain.stages[position - 1].key}", "", "could not be trained again")
+    public = load_initial(shared.store, shared.run.training.initial_weights)
+    return initial_state(shared.run.training, job.chain.initial, public)

@@ -1,0 +1,156 @@
+"""Weights as tensors and as bytes: files to start from, fitting them to a network, the safetensors of a store.
+
+No code in a file is ever run: pickles are read as plain tensors or refused. Nothing here opens a store or trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from ray_sisa import models
+from ray_sisa.errors import ConfigError, StoreError
+
+_FIELD = "recipe.weights"
+_NUM_NAMED = 5
+# Beside its own error, the parser lets out what unknown types (KeyError) and absurd shapes (the others) raise.
+_PARSE_ERRORS = (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, AssertionError)
+
+
+def read(path: str) -> dict[str, Tensor]:
+    """Tensors by name from a file (.safetensors, .pt, .pth, .th), on the CPU.
+
+    A `state_dict` or `model` entry that holds them is opened, and a `module.` that all names begin with is taken off.
+
+    Raises:
+        ConfigError: a file that is absent, of another kind, without tensors, or that holds more than plain values.
+    """
+    content = _load(Path(path))
+    tensors = {str(name): value.detach() for name, value in _entries(content).items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ConfigError(_FIELD, path, "holds no tensors", "Save the state_dict of the network")
+    if all(name.startswith("module.") for name in tensors):
+        return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def fit(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Copies `tensors` into `model`, all or none; returns the names of those left out.
+
+    Left out is the last layer, where it is for another number of classes: the model's own stays. The file may lack
+    `num_batches_tracked`.
+
+    Raises:
+        ConfigError: tensors that are missing, unexpected or of another shape.
+    """
+    state = model.state_dict()
+    last = _last_layer_of_other_classes(model, state, tensors)
+    problems = _misfits(state, tensors, last)
+    if problems:
+        more = f"; and {len(problems) - _NUM_NAMED} more" if len(problems) > _NUM_NAMED else ""
+        rule = f"does not fit the network: {'; '.join(problems[:_NUM_NAMED])}{more}"
+        raise ConfigError(_FIELD, "", rule, "Give weights of the same network, or change recipe.model")
+    model.load_state_dict({name: tensor for name, tensor in tensors.items() if name not in last}, strict=False)
+    return sorted(last & tensors.keys())
+
+
+def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """`tensors` as safetensors, a function of names, dtypes, shapes and values alone; shared memory is stored apart."""
+    # No metadata: safetensors writes its keys in random order.
+    return safetensors.torch.save({name: _copy(tensors[name]) for name in sorted(tensors)})
+
+
+def from_bytes(data: bytes) -> dict[str, Tensor]:
+    """Tensors by name, on the CPU, from safetensors.
+
+    Raises:
+        StoreError: bytes that are not valid safetensors.
+    """
+    try:
+        return safetensors.torch.load(data)
+    except _PARSE_ERRORS as error:
+        remedy = "The object is damaged; remove its stage and it is made again"
+        raise StoreError("weights", f"{len(data)} bytes", _invalid(error), remedy) from None
+
+
+def _load(path: Path) -> Any:
+    readers = {".safetensors": _load_safetensors, ".pt": _load_pickle, ".pth": _load_pickle, ".th": _load_pickle}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        rule = f"has the unknown ending {path.suffix!r}"
+        raise ConfigError(_FIELD, str(path), rule, f"Give a file that ends in {', '.join(readers)}")
+    try:
+        return reader(path)
+    except OSError as error:
+        raise ConfigError(_FIELD, str(path), f"cannot be read: {error.strerror or error}", "Check the path") from None
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load(path.read_bytes())
+    except _PARSE_ERRORS as error:
+        raise ConfigError(_FIELD, str(path), _invalid(error), "Fetch the file again") from None
+
+
+def _invalid(error: Exception) -> str:
+    reason = str(error).partition("\n")[0]  # torch appends a stack of its own
+    return f"is not valid safetensors ({type(error).__name__}: {reason})"
+
+
+def _load_pickle(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # damaged pickles raise errors of a dozen kinds
+        # torch's own message is left out: it advises loading with code execution allowed.
+        rule = f"is not a file of plain tensors (torch raised {type(error).__name__})"
+        remedy = "Save model.state_dict() with torch.save, or use .safetensors"
+        raise ConfigError(_FIELD, str(path), rule, remedy) from None
+
+
+def _entries(content: Any) -> Mapping[str, Any]:
+    if not isinstance(content, Mapping):
+        return {}
+    inner = (content.get(name) for name in ("state_dict", "model"))
+    return next((entry for entry in inner if isinstance(entry, Mapping)), content)
+
+
+def _last_layer_of_other_classes(
+    model: nn.Module, state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+) -> set[str]:
+    """Names of the last layer's tensors where they differ from the file's in the number of classes, else none."""
+    differing = [name for name in state.keys() & tensors.keys() if state[name].shape != tensors[name].shape]
+    if not differing:
+        return set()
+    prefix = f"{models.head(model)}.".removeprefix(".")  # a network may be its last layer
+    of_last = [name for name in differing if name.startswith(prefix)]
+    # Rows are classes. A last layer that differs in its inputs belongs to another network.
+    if not of_last or any(state[name].shape[1:] != tensors[name].shape[1:] for name in of_last):
+        return set()
+    return {name for name in state.keys() | tensors.keys() if name.startswith(prefix)}
+
+
+def _misfits(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], ignored: set[str]) -> Sequence[str]:
+    missing = [n for n in state if n not in tensors and n not in ignored and not n.endswith("num_batches_tracked")]
+    unexpected = [n for n in tensors if n not in state and n not in ignored]
+    reshaped = [n for n in state if n in tensors and n not in ignored and state[n].shape != tensors[n].shape]
+    return [
+        *(f"{n} is {_shape(tensors[n])} in the file and {_shape(state[n])} in the network" for n in reshaped),
+        *(f"{n} is missing from the file" for n in missing),
+        *(f"{n} is unknown to the network" for n in unexpected),
+    ]
+
+
+def _shape(tensor: Tensor) -> list[int]:
+    return list(tensor.shape)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
