@@ -5,7 +5,6 @@ Outputs come from the runner, one job a constituent; all that is made of them is
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -108,7 +107,7 @@ def evaluate(
     outputs = runner.map(constituent_outputs, inputs, [c.key for c in constituents])
     scores = aggregate(outputs, constituents, rule)
     edges = np.cumsum([0, *map(len, parts)])
-    on_test, on_members = (slice(a, b) for a, b in itertools.pairwise(edges))
+    on_test, on_members = slice(0, edges[1]), slice(edges[1], edges[2])
     labels = everything.labels
 
     def measured(rows: slice) -> Accuracy:

@@ -56,7 +56,7 @@ class Batches:
         return -(-len(self._labels) // self._batch_size)
 
     def epoch(self, key: str, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of epoch `number` of the stage `key`: float32 [B, C, H, W] channels last (or [B, D]), int64 [B]."""
+        """The batches of an epoch of the stage `key`: float32 [B, C, H, W] channels last (or [B, D]), int64 [B]."""
         draws = self._draw(torch.Generator().manual_seed(derive_seed(key, f"epoch-{number}")))
         for start in range(0, len(self._labels), self._batch_size):
             batch = slice(start, start + self._batch_size)
@@ -92,7 +92,7 @@ class Batches:
 
 
 class Normalise:
-    """Pixels to what a network reads: scaled to [0, 1], less the mean, over the deviation, resized if the recipe says."""
+    """Pixels to what a network reads: scaled to [0, 1], less the mean, over the deviation, resized where asked."""
 
     def __init__(self, training: TrainingRecipe, device: str) -> None:
         """Takes the constants of a recipe to a device."""

@@ -125,7 +125,7 @@ class Recipe(_Section):
     model: str
     """A registered network, `torchvision:NAME`, or `package.module:function`."""
     weights: str | None = None
-    """File of initial weights (.safetensors, .pt, .pth, .th); its last layer is dropped when the class count differs."""
+    """Initial weights (.safetensors, .pt, .pth, .th); the last layer is dropped when the class count differs."""
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: Literal["constant", "cosine", "one_cycle"] = "cosine"
     epochs_per_slice: Count | None = None
