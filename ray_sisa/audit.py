@@ -16,6 +16,7 @@ from ray_sisa.ensemble import Inputs, aggregate, constituent_outputs
 from ray_sisa.errors import DataError
 from ray_sisa.evaluation.accuracy import Accuracy, accuracy, cross_entropy
 from ray_sisa.evaluation.membership import Membership, membership_inference
+from ray_sisa.heads import ensemble_digest
 from ray_sisa.records import Constituent, Head, RunRecord
 from ray_sisa.samples import Samples, concatenate
 from ray_sisa.store import Store
@@ -58,7 +59,9 @@ class Evaluation:
 
     head: int
     ensemble_digest: str
+    """Of who voted: where requests were pending, not the head's own."""
     complete: bool
+    """Whether every shard voted at its full depth."""
     aggregation: Rule
     test: Accuracy
     shards: tuple[ShardEvaluation, ...]
@@ -129,8 +132,8 @@ def evaluate(
     ]
     return Evaluation(
         head=head.number,
-        ensemble_digest=head.ensemble_digest,
-        complete=head.complete,
+        ensemble_digest=ensemble_digest(constituents),
+        complete=head.complete and tuple(constituents) == head.constituents,
         aggregation=rule,
         test=measured(on_test),
         shards=tuple(

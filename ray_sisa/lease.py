@@ -20,7 +20,7 @@ from ray_sisa.records import LeaseRecord
 from ray_sisa.store import Store, numbered
 
 FOLDER = "lease"
-DURATION_S = 30.0
+DURATION_S = float(os.environ.get("RAY_SISA_LEASE_S", "30"))  # how long a dead holder blocks the next
 
 
 class Lease:

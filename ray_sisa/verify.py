@@ -20,7 +20,7 @@ from ray_sisa.live import LiveSet
 from ray_sisa.records import RunRecord, StageRecord
 from ray_sisa.samples import Samples, concatenate
 from ray_sisa.slices import digest_of_slice, slice_from_bytes
-from ray_sisa.stages import load_initial, load_stage
+from ray_sisa.stages import environment_of, load_initial, load_stage
 from ray_sisa.store import Store, slice_object, stage_record
 from ray_sisa.training import LabelledImages, Weights, initial_state, to_end, train_stage
 
@@ -125,7 +125,7 @@ def replay(shared: Replayer, job: ReplayJob) -> list[StageCheck]:
         actual, weights, replay_problem = _again(shared, job, position, known, weights)
         problem += replay_problem
         if actual and expected and actual != expected:
-            problem.append("training it again gives other weights")
+            problem.append("training it again gives other weights" + _elsewhere(shared, stage))
         checks.append(
             StageCheck(
                 shard=stage.shard,
@@ -197,6 +197,17 @@ def _stored(store: Store, stage: Stage) -> tuple[str, list[str]]:
     except StoreError as error:
         problems.append(str(error))
     return record.weights_digest, problems
+
+
+def _elsewhere(shared: Replayer, stage: Stage) -> str:
+    """How this process differs from the one that trained a stage, in what bits may depend on."""
+    here = environment_of(shared.device, shared.run.training.recipe.threads)
+    there = shared.store.read(stage_record(stage.key), StageRecord).environment
+    names = ("device", "device_name", "threads", "torch")
+    differing = [
+        f"{n} {getattr(there, n)} then, {getattr(here, n)} now" for n in names if getattr(there, n) != getattr(here, n)
+    ]
+    return f" (bits are only claimed to be equal where the environment is: {', '.join(differing)})" if differing else ""
 
 
 def _again(

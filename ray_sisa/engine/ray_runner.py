@@ -19,7 +19,7 @@ from ray.util import ActorPool
 from ray_sisa.config import Scaling
 from ray_sisa.engine.runner import Item, Result
 from ray_sisa.engine.work import ChainEnded, ChainWork, EpochDone, Event, StageDone, train_chain
-from ray_sisa.errors import ResourcesError
+from ray_sisa.errors import ResourcesError, SisaError
 
 
 class ShardWorker:
@@ -99,9 +99,11 @@ class RayRunner:
         pool: Any = ActorPool(actors)
         try:
             results = list(pool.map(lambda actor, item: actor.call.remote(function, reference, item), items))
-        except RayError:
+        except RayError as error:
             for actor in actors:
                 ray.kill(actor)
+            if isinstance(error, RayTaskError) and isinstance(error.cause, SisaError):
+                raise error.cause from None  # made for the user to read, as it was raised
             raise
         self._idle += actors
         return results
