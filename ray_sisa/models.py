@@ -32,8 +32,12 @@ def build(training: TrainingRecipe) -> nn.Module:
     that reaches the network, after any resizing to `input_size`.
 
     Raises:
-        ConfigError: an unknown name, data that the network does not take, or a function that fails.
+        ConfigError: an unknown name, data that the network does not take, a function that fails, or one whose source
+            is not what the run was created with.
     """
+    if training.model_code is not None and training.model_code != code_digest(training.recipe.model):
+        rule = "its source changed since the run was created, so its stages would be others"
+        raise ConfigError(_FIELD, training.recipe.model, rule, "Restore the source, or create a new run")
     name, shape = training.recipe.model, _network_shape(training)
     kind, colon, rest = name.partition(":")
     if not colon:

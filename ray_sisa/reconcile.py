@@ -129,6 +129,7 @@ class Reconciler:
                 missing=frozenset(chain.keys),
                 device=device,
                 ledger=ledger.position,
+                test_during_training=self._run.config.evaluation.test_during_training,
             )
             for chain in missing
         ]

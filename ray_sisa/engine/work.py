@@ -29,6 +29,7 @@ class ChainWork:
     device: str
     ledger: int
     """Number of the last request that the chain respects."""
+    test_during_training: Literal["epoch", "stage", "never"] = "stage"
 
     @property
     def shard(self) -> int:
@@ -48,6 +49,7 @@ class ChainWork:
             missing=self.missing - {key},
             device=self.device,
             ledger=self.ledger,
+            test_during_training=self.test_during_training,
         )
 
 
@@ -91,7 +93,8 @@ def train_chain(work: ChainWork) -> Iterator[EpochDone | StageDone]:
         StoreError: a slice or a parent is absent or changed.
     """
     run = work.store.read(RUN, RunRecord)
-    test = _read_test(work.store, run)
+    wanted = run.test_digest if work.test_during_training != "never" else None
+    test = _arrays(read_test(work.store, wanted)) if wanted else None
     weights: Weights | None = None
     parts: list[Samples] = []
     for position, stage in enumerate(work.chain.stages):
@@ -126,7 +129,7 @@ def _train_and_commit(
         epochs=stage.epochs,
         device=work.device,
         test=test,
-        test_every_epoch=run.config.evaluation.test_during_training == "epoch",
+        test_every_epoch=work.test_during_training == "epoch",
     )
     metrics: list[EpochMetrics] = []
     weights = yield from _tell_epochs(stage, steps, metrics)
@@ -159,12 +162,6 @@ def touched_since(store: Store, ledger: int, shard: int, slice_number: int) -> b
             return True
         ledger += 1
     return False
-
-
-def _read_test(store: Store, run: RunRecord) -> LabelledImages | None:
-    if run.test_digest is None or run.config.evaluation.test_during_training == "never":
-        return None
-    return _arrays(read_test(store, run.test_digest))
 
 
 def _arrays(samples: Samples) -> LabelledImages:

@@ -1,0 +1,78 @@
+"""The laws on a CUDA device: same keys, same bytes, twice; and unlearned equals never trained. Real training, no fakes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ray_sisa import data
+from ray_sisa.config import make_config
+from ray_sisa.data import Dataset
+from ray_sisa.run import Run
+
+pytestmark = pytest.mark.gpu
+
+FORGET_EVERY = 97
+
+
+def create(folder: Path, dataset: Dataset, precision: str, gpus: int = 1) -> Run:
+    config = make_config(
+        {
+            "name": "cuda",
+            "storage_path": str(folder),
+            "data": {"source": "digits"},
+            "placement": {"shards": 2, "slices": 3, "key": "cuda"},
+            "recipe": {
+                "model": "resnet20",
+                "epochs_per_slice": 2,
+                "batch_size": 64,
+                "optimizer": {"lr": 0.05, "nesterov": True, "weight_decay": 5e-4},
+                "augment": ["crop", "flip", "cutout"],
+                "input_size": 16,
+                "upsampling": "bilinear",
+                "precision": precision,
+            },
+            "scaling": {"resources_per_worker": {"CPU": 1, "GPU": gpus}},
+        }
+    )
+    return Run.create(config, dataset)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_unlearned_is_never_trained_bit_for_bit(tmp_path: Path, precision: str) -> None:
+    everything = data.load(make_config_data())
+    ids = everything.train.ids.to_pylist()
+    forget = ids[::FORGET_EVERY]
+    kept = everything.train.select(set(ids) - set(forget))
+    without = Dataset(
+        train=kept, test=everything.test, num_classes=10, mean=everything.mean, std=everything.std
+    )
+    run = create(tmp_path / "unlearned", everything, precision)
+    before = run.train(runner="local")
+    again = create(tmp_path / "again", everything, precision).train(runner="local")
+    assert before.ensemble_digest == again.ensemble_digest
+    run.forget(samples=forget)
+    after = run.unlearn(runner="local")
+    never = create(tmp_path / "never", without, precision).train(runner="local")
+    assert after.ensemble_digest == never.ensemble_digest != before.ensemble_digest
+    assert run.verify(runner="local").ok
+    assert {stage.environment.device for stage in run.stages()} == {"cuda"}
+
+
+def test_a_stage_has_one_name_on_both_devices_and_predictions_agree(tmp_path: Path) -> None:
+    everything = data.load(make_config_data())
+    on_cuda = create(tmp_path / "cuda", everything, "float32")
+    on_cpu = create(tmp_path / "cpu", everything, "float32", gpus=0)
+    on_cuda.train(runner="local")
+    on_cpu.train(runner="local")
+    assert [s.key for s in on_cuda.stages()] == [s.key for s in on_cpu.stages()]
+    assert everything.test is not None
+    images = everything.test.images
+    same_weights = on_cuda.ensemble("cuda").predict_proba(images), on_cuda.ensemble("cpu").predict_proba(images)
+    np.testing.assert_allclose(*same_weights, atol=1e-4)
+
+
+def make_config_data() -> data.DataConfig:
+    return data.DataConfig(source="digits")
