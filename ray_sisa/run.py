@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -12,7 +13,7 @@ from pydantic import TypeAdapter
 from ray_sisa import data, heads
 from ray_sisa.audit import Evaluation, Members, evaluate
 from ray_sisa.census import Census, Places
-from ray_sisa.config import DataConfig, RunConfig
+from ray_sisa.config import DataConfig, RunConfig, Scaling
 from ray_sisa.digests import digest_bytes
 from ray_sisa.engine.runner import OpenRunner, Runner, RunnerName, open_runner
 from ray_sisa.engine.work import Event
@@ -27,8 +28,10 @@ from ray_sisa.records import Certificate, Constituent, Head, RunRecord, StageRec
 from ray_sisa.samples import Samples, concatenate
 from ray_sisa.slices import read_slice, read_test
 from ray_sisa.store import RUN, Store, join_run, numbered, report, stage_record
-from ray_sisa.verify import Verification, verify
 from ray_sisa.voting import Rule
+
+if TYPE_CHECKING:
+    from ray_sisa.verify import Verification
 
 EVALUATION = re.compile(r"/evaluation-[^/]+\.json$")
 ATTACKED_AT_LEAST = 500  # training samples of a shard that are attacked where no forget set is given
@@ -111,8 +114,12 @@ class Run:
         return cls(store, record.model_copy(update={"config": now}))
 
     @classmethod
-    def open(cls, uri: str) -> Run:
+    def open(cls, uri: str, scaling: Scaling | None = None) -> Run:
         """Opens the run at `storage_path/name`.
+
+        Args:
+            uri: a folder or URI.
+            scaling: in place of what the run was made with; holds in this object alone.
 
         Raises:
             StoreError: there is none.
@@ -121,6 +128,8 @@ class Run:
         record = store.find_record(RUN, RunRecord)
         if record is None:
             raise StoreError("run", store.uri, "has no run", "Check the path; `ray-sisa train CONFIG` makes a run")
+        if scaling is not None:
+            record = record.model_copy(update={"config": record.config.model_copy(update={"scaling": scaling})})
         return cls(store, record)
 
     def train(
@@ -253,6 +262,8 @@ class Run:
         unknown = [shard for shard in wanted if not 0 <= shard < len(self.record.slices)]
         if unknown:
             raise RequestError("shards", unknown, f"must be 0 to {len(self.record.slices) - 1}", "Correct the list")
+        from ray_sisa.verify import verify  # needs torch, which most of what a run is asked does not
+
         return verify(self.store, self.record, self.live, wanted, sample, self._runner(runner))
 
     def evaluate(

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ray_sisa.engine.runner import Item, Result
-from ray_sisa.engine.work import ChainEnded, ChainWork, Event, train_chain
+from ray_sisa.engine.work import ChainEnded, ChainWork, Event
+from ray_sisa.engine.worker import train_chain
 
 
 class LocalRunner:

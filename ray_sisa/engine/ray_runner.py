@@ -18,7 +18,7 @@ from ray.util import ActorPool
 
 from ray_sisa.config import Scaling
 from ray_sisa.engine.runner import Item, Result
-from ray_sisa.engine.work import ChainEnded, ChainWork, EpochDone, Event, StageDone, train_chain
+from ray_sisa.engine.work import ChainEnded, ChainWork, EpochDone, Event, StageDone
 from ray_sisa.errors import ResourcesError, SisaError
 
 
@@ -37,6 +37,8 @@ class ShardWorker:
 
     def train(self, work: ChainWork) -> Iterator[EpochDone | StageDone]:
         """Trains a chain, streaming its events."""
+        from ray_sisa.engine.worker import train_chain  # torch: here, and not in the driver
+
         yield from train_chain(work)
 
     def call(self, function: Callable[[Any, Item], Result], shared: Any, item: Item) -> Result:
