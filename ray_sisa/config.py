@@ -287,6 +287,18 @@ def make_config(content: Mapping[str, Any]) -> RunConfig:
         ) from None
 
 
+def override(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """The configuration with `key.path=value` overrides (values are YAML), validated anew.
+
+    Raises:
+        ConfigError: an override that does not parse, or a field that breaks a rule.
+    """
+    content = config.model_dump(mode="json")
+    for text in overrides:
+        _apply_override(content, text)
+    return make_config(content)
+
+
 def _describe(problem: Any) -> str:
     field = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")

@@ -28,6 +28,15 @@ def place(config: PlacementConfig, subjects: pa.StringArray) -> np.ndarray:
     return _equal_ranges(positions(config, subjects), config)
 
 
+def group_by_shard(config: PlacementConfig, places: np.ndarray) -> list[np.ndarray]:
+    """Rows of each shard, int64, ascending, by the place of each row (int32 [N])."""
+    # In 16 bits, if they fit: NumPy sorts those by radix, ten times as fast.
+    shards = (places // config.slices).astype(np.min_scalar_type(config.shards))
+    by_shard = np.argsort(shards, kind="stable")
+    edges = np.searchsorted(shards[by_shard], np.arange(1, config.shards))
+    return np.split(by_shard, edges)
+
+
 def hash_subjects(config: PlacementConfig, subjects: pa.StringArray) -> np.ndarray:
     """Keyed BLAKE2b of each subject, uint64 [N]."""
     assert config.key is not None  # made when the run is created

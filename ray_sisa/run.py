@@ -11,7 +11,6 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from ray_sisa import data, heads
-from ray_sisa.audit import Evaluation, Members, evaluate
 from ray_sisa.census import Census, Places
 from ray_sisa.config import DataConfig, RunConfig, Scaling
 from ray_sisa.digests import digest_bytes
@@ -31,6 +30,7 @@ from ray_sisa.store import RUN, Store, join_run, numbered, report, stage_record
 from ray_sisa.voting import Rule
 
 if TYPE_CHECKING:
+    from ray_sisa.audit import Evaluation, Members
     from ray_sisa.verify import Verification
 
 EVALUATION = re.compile(r"/evaluation-[^/]+\.json$")
@@ -287,6 +287,8 @@ class Run:
             RequestError: no such request, or samples that the source does not have.
             DataError: the run has no test set, or no constituent.
         """
+        from ray_sisa.audit import Evaluation, evaluate  # needs scikit-learn, which is slow to load
+
         head, ledger = self._head(), read_ledger(self.store)
         if self.record.test_digest is None:
             raise RequestError("data.test", "none", "an evaluation needs a test set", "Make a run with data.test")
@@ -314,6 +316,8 @@ class Run:
 
     def evaluations(self) -> list[Evaluation]:
         """All evaluations made of this run, the oldest first; they name no sample."""
+        from ray_sisa.audit import Evaluation
+
         read = TypeAdapter(Evaluation).validate_json
         found = [read(self.store.get(path)) for path in self.store.sizes("reports") if EVALUATION.search(path)]
         return sorted(found, key=lambda evaluation: evaluation.measured_at)
@@ -341,6 +345,8 @@ class Run:
 
     def _training_members(self, ledger: Ledger) -> Members:
         """Live training samples of each shard, drawn evenly, as many in all as the test set has where that is more."""
+        from ray_sisa.audit import Members
+
         each = max(ATTACKED_AT_LEAST, self.record.num_test_samples // len(self.record.slices))
         parts: list[Samples] = []
         for chain in self.live.chains(ledger):
@@ -356,6 +362,8 @@ class Run:
     def _forget_and_retain(
         self, forget: int | Iterable[str], source: DataConfig, ledger: Ledger
     ) -> tuple[Members, Samples]:
+        from ray_sisa.audit import Members
+
         places = self._places_to_forget(forget, ledger)
         shard_of = {sample: shard for (shard, _), ids in places.items() for sample in ids}
         everything = data.load(source).train

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ray_sisa.errors import StoreError
 from ray_sisa.index import (
@@ -57,7 +58,25 @@ def digest_of_slice(samples: Samples) -> str | None:
 
 def sort_by_id(samples: Samples) -> Samples:
     """The samples in the one order that counts: by id."""
-    return samples.take(np.argsort(np.array(samples.ids.to_pylist(), dtype=object), kind="stable"))
+    return samples.take(_order_by_id(samples.ids))
+
+
+def order_in_shard(ids: pa.StringArray, slices: np.ndarray) -> np.ndarray:
+    """Rows of a shard by slice, then by id, int64 [n]: the order of its index.
+
+    Args:
+        ids: of the n samples of the shard, unique.
+        slices: slice of each, int32 [n].
+    """
+    by_id = _order_by_id(ids)
+    order: np.ndarray = by_id[np.argsort(slices[by_id], kind="stable")]
+    return order
+
+
+def _order_by_id(ids: pa.StringArray) -> np.ndarray:
+    # Arrow compares the bytes of UTF-8, whose order is that of code points: as Python compares strings.
+    order: np.ndarray = pc.sort_indices(ids).to_numpy().astype(np.int64)
+    return order
 
 
 def index_shard(samples: Samples, slices: np.ndarray) -> tuple[ShardIndex, Samples]:
@@ -67,9 +86,7 @@ def index_shard(samples: Samples, slices: np.ndarray) -> tuple[ShardIndex, Sampl
         samples: the n samples of the shard, in any order.
         slices: slice of each, int32 [n], from 1.
     """
-    ids = np.array(samples.ids.to_pylist(), dtype=object)
-    by_id = np.argsort(ids, kind="stable")
-    order = by_id[np.argsort(slices[by_id], kind="stable")]
+    order = order_in_shard(samples.ids, slices)
     ordered = samples.take(order)
     index = ShardIndex(
         slices=slices[order].astype(np.int32),
