@@ -254,7 +254,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError("configuration", path, f"cannot be read: {error}", "Check the path") from None
+        raise ConfigError("configuration", str(path), f"cannot be read: {error}", "Check the path") from None
     content = _parse_yaml(text, str(path))
     if not isinstance(content, dict):
         raise ConfigError(

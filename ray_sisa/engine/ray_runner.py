@@ -6,6 +6,7 @@ Nothing but small records and, for `map`, one shared value passes through Ray's 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -53,7 +54,7 @@ class RayRunner:
         self._started_ray = not ray.is_initialized()
         if self._started_ray:
             # Workers' prints would land on the driver's standard output, which belongs to --json.
-            ray.init(log_to_driver=False, include_dashboard=False)
+            ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.WARNING)
         self._scaling = scaling
         self._idle: list[ActorHandle[Any]] = []
         self._flights: dict[ray.ObjectRefGenerator, tuple[int, ActorHandle[Any]]] = {}

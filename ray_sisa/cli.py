@@ -1,0 +1,387 @@
+"""The program `ray-sisa`: arguments in, one answer out.
+
+A command returns its answer; `_Command` alone prints it. Standard output carries the answer and nothing else, standard
+error all logs and progress. What needs torch or Ray is imported inside the commands, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from ray_sisa import printing
+from ray_sisa.config import DataConfig, RunConfig, load_config, override
+from ray_sisa.errors import ConfigError, RequestError, SisaError
+from ray_sisa.printing import Answer
+
+if TYPE_CHECKING:
+    from ray_sisa.engine.work import Event
+    from ray_sisa.run import Run
+
+logger = logging.getLogger(__name__)
+
+FAILED, INTERRUPTED = 1, 130
+
+
+class _Command(TyperCommand):
+    """Runs a command, prints its answer, and turns errors raised on purpose into one line and an exit code."""
+
+    def invoke(self, ctx: Any) -> None:
+        as_json = ctx.params["as_json"]
+        try:
+            # Whatever a library or a user's model prints must not mix with the answer.
+            with redirect_stdout(sys.stderr):
+                answer: Answer = super().invoke(ctx)
+        except SisaError as error:
+            if as_json:
+                print(json.dumps(printing.failed(error)))
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(FAILED) from None
+        except KeyboardInterrupt:
+            print("interrupted: run the same command again to continue", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+        print(json.dumps(answer.fields) if as_json else answer.text)
+        if not answer.ok:
+            raise typer.Exit(FAILED)
+
+
+# Enumerations, since typer learned to read `Literal` only in later versions than the oldest supported one.
+class _Runner(StrEnum):
+    ray = "ray"
+    local = "local"
+
+
+class _Aggregation(StrEnum):
+    mean = "mean"
+    majority = "majority"
+    weighted = "weighted"
+
+
+RunUri = Annotated[str, typer.Argument(metavar="RUN", help="storage_path/name of the run, a folder or URI.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+RunnerOption = Annotated[_Runner, typer.Option("--runner", help="Where to work: a Ray cluster, or this process.")]
+Aggregation = Annotated[_Aggregation, typer.Option("--aggregation", help="How the constituents vote.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
+Wait = Annotated[float, typer.Option("--wait", min=0, metavar="SECONDS", help="Wait so long for another process.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a field: recipe.seed=1. Repeatable.")
+]
+SetScaling = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a field of scaling for this command. Repeatable."),
+]
+SampleIds = Annotated[str | None, typer.Option("--samples", metavar="A,B", help="Ids of samples.")]
+SubjectIds = Annotated[str | None, typer.Option("--subjects", metavar="U,V", help="Ids of subjects.")]
+SamplesFile = Annotated[
+    str | None, typer.Option("--from", metavar="FILE", help="Ids of samples, one a line; - is standard input.")
+]
+SubjectsFile = Annotated[
+    str | None, typer.Option("--subjects-from", metavar="FILE", help="Ids of subjects, one a line; - likewise.")
+]
+
+app = typer.Typer(
+    name="ray-sisa",
+    help="Distributed SISA training on Ray whose models forget exactly.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # an unexpected error is a bug, and its plain traceback is what helps
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The program; exits with 0 only if it did what it says.
+
+    Args:
+        arguments: of the program; by default those of this process.
+    """
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("ray_sisa").setLevel(logging.INFO)
+    app(None if arguments is None else list(arguments))
+
+
+@app.command(cls=_Command)
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Configuration of the run.")],
+    overrides: Set = None,
+    runner: RunnerOption = _Runner.ray,
+    wait: Wait = 0.0,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> Answer:
+    """Train a run, or continue it: what is trained already is not trained again."""
+    from ray_sisa.run import Run
+
+    began = time.perf_counter()
+    run = Run.create(_for_this_place(load_config(config, overrides or ())))
+    done = run.train(runner=runner.value, tell=_progress(run, quiet), wait_s=wait)
+    return printing.trained(done, time.perf_counter() - began)
+
+
+@app.command(cls=_Command)
+def forget(
+    run: RunUri,
+    samples: SampleIds = None,
+    subjects: SubjectIds = None,
+    samples_from: SamplesFile = None,
+    subjects_from: SubjectsFile = None,
+    reason: Annotated[str, typer.Option(help="Free text, kept with the request.")] = "",
+    key: Annotated[str | None, typer.Option(help="Idempotency key: sent again, it is the same request.")] = None,
+    ignore_unknown: Annotated[
+        bool, typer.Option("--ignore-unknown", help="Pass over ids that the run never had.")
+    ] = False,
+    as_json: AsJson = False,
+) -> Answer:
+    """Acknowledge a deletion request. From then on no reader is served models of these samples."""
+    named = _named(samples, subjects, samples_from, subjects_from)
+    return printing.forgotten(_open(run).forget(**named, reason=reason, key=key, ignore_unknown=ignore_unknown))
+
+
+@app.command(cls=_Command)
+def unlearn(
+    run: RunUri,
+    overrides: SetScaling = None,
+    runner: RunnerOption = _Runner.ray,
+    wait: Wait = 0.0,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> Answer:
+    """Complete all pending requests: retrain what they touch, and purge what saw the samples."""
+    opened = _open(run, overrides)
+    done = opened.unlearn(runner=runner.value, tell=_progress(opened, quiet), wait_s=wait)
+    return printing.unlearned(done)
+
+
+@app.command(cls=_Command)
+def status(run: RunUri, as_json: AsJson = False) -> Answer:
+    """Show the ensemble in force, its shards, and what is pending."""
+    return printing.status(_open(run).status())
+
+
+@app.command(cls=_Command)
+def evaluate(
+    run: RunUri,
+    forget: Annotated[
+        str | None, typer.Option(metavar="N|FILE", help="The forget set: a request's number, or a file of sample ids.")
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(metavar="CONFIG|DATA", help="Where to read the forget set; by default what the run was made of."),
+    ] = None,
+    aggregation: Aggregation = _Aggregation.mean,
+    roc: Annotated[bool, typer.Option("--roc", help="ROC curves in the JSON.")] = False,
+    overrides: SetScaling = None,
+    runner: RunnerOption = _Runner.ray,
+    as_json: AsJson = False,
+) -> Answer:
+    """Measure the ensemble in force: accuracies, and what a membership attacker can tell."""
+    opened = _open(run, overrides)
+    found = opened.evaluate(
+        forget=None if forget is None else int(forget) if _is_number(forget) else _read_ids("--forget", forget),
+        source=None if source is None else _source(opened, source),
+        aggregation=aggregation.value,
+        runner=runner.value,
+    )
+    return printing.evaluated(found, with_roc=roc)
+
+
+@app.command(cls=_Command)
+def verify(
+    run: RunUri,
+    shards: Annotated[str | None, typer.Option(metavar="0,1", help="Which shards; all by default.")] = None,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Train every stage again, from initial weights. The default.")
+    ] = False,
+    sample: Annotated[
+        int | None, typer.Option(min=1, metavar="K", help="Train K stages again, drawn at random, from their parents.")
+    ] = None,
+    overrides: SetScaling = None,
+    runner: RunnerOption = _Runner.ray,
+    as_json: AsJson = False,
+) -> Answer:
+    """Train stages again and compare them with the store, bit for bit. Exits with 1 if any differs."""
+    if from_scratch and sample is not None:
+        raise RequestError("--sample", sample, "cannot be given with --from-scratch", "Give one of the two")
+    numbers = None if shards is None else _numbers("--shards", shards)
+    found = _open(run, overrides).verify(shards=numbers, sample=sample, runner=runner.value)
+    return printing.verified(found)
+
+
+@app.command(cls=_Command)
+def plan(
+    target: Annotated[str, typer.Argument(metavar="CONFIG|RUN", help="A configuration, or a run that exists.")],
+    requests: Annotated[
+        int | None, typer.Option(metavar="K", help="The expected cost of K random deletions in one batch.")
+    ] = None,
+    samples: SampleIds = None,
+    subjects: SubjectIds = None,
+    samples_from: SamplesFile = None,
+    subjects_from: SubjectsFile = None,
+    overrides: Set = None,
+    as_json: AsJson = False,
+) -> Answer:
+    """Say what training or a deletion would cost. Writes nothing.
+
+    Of a configuration: training it. Of a run: what `train` or `unlearn` would do now, or what forgetting these samples
+    would cost. With --requests: what so many random deletions are expected to cost.
+    """
+    from ray_sisa import planning
+
+    names = (samples, subjects, samples_from, subjects_from)
+    is_named = any(name is not None for name in names)
+    if requests is not None and is_named:
+        raise RequestError("--requests", requests, "cannot be given with samples", "Give one of the two")
+    if _is_config(target):
+        if is_named:
+            raise RequestError("samples", "", "a configuration has none", "Name a run, or give --requests")
+        return printing.planned(planning.plan_config(load_config(target, overrides or ()), requests))
+    run = _open(target, overrides)
+    if is_named:
+        return printing.planned(planning.plan_forgetting(run, **_named(*names)))
+    found = planning.plan_next(run) if requests is None else planning.plan_random_deletions(run, requests)
+    return printing.planned(found)
+
+
+@app.command(cls=_Command)
+def predict(
+    run: RunUri,
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Image, .npy, .npz or .parquet files.")],
+    aggregation: Aggregation = _Aggregation.mean,
+    as_json: AsJson = False,
+) -> Answer:
+    """Ask the ensemble in force about images or feature vectors."""
+    from ray_sisa.data import load_inputs
+
+    opened = _open(run)
+    record = opened.record
+    names, arrays = load_inputs(inputs, record.training.image_shape, record.config.data.columns)
+    ensemble = opened.ensemble()
+    return printing.predicted(names, ensemble.predict_proba(arrays, aggregation.value), ensemble.head)
+
+
+@app.command(cls=_Command)
+def report(
+    run: RunUri,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where to write it; by default into the run.")
+    ] = None,
+    as_json: AsJson = False,
+) -> Answer:
+    """Write the run's report, one HTML page."""
+    from ray_sisa.report import write_report
+
+    where = write_report(_open(run), output)
+    return Answer(fields={"report": where}, text=where)
+
+
+@app.command(cls=_Command)
+def demo(
+    folder: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to keep the run.")] = None,
+    as_json: AsJson = False,
+) -> Answer:
+    """Train, forget and prove it, on this machine, within minutes. Exits with 1 if the proof fails."""
+    from ray_sisa.demo import run_demo
+
+    result = run_demo(folder, echo=lambda line: print(line, file=sys.stderr))
+    return Answer(fields=result.as_dict(), text=f"{result.table}\n\nreport  {result.report}", ok=result.verified)
+
+
+def _open(uri: str, overrides: Sequence[str] | None = None) -> Run:
+    from ray_sisa.run import Run
+
+    run = Run.open(uri)
+    if not overrides:
+        return run
+    for text in overrides:
+        if not text.startswith("scaling."):
+            rule = "can only change scaling: all else is fixed for the life of a run"
+            raise ConfigError("--set", text, rule, "For example --set scaling.max_concurrent_shards=2")
+    return Run.open(uri, override(run.record.config, overrides).scaling)
+
+
+def _for_this_place(config: RunConfig) -> RunConfig:
+    """The same configuration, after a word where its folder would be lost."""
+    in_a_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # set by Ray for the driver of a submitted job
+    if in_a_job and "://" not in config.storage_path and not Path(config.storage_path).expanduser().is_absolute():
+        rule = "is relative to the working folder of this job, which Ray removes; give a URI or a full path"
+        logger.warning("storage_path = %s %s", config.storage_path, rule)
+    return config
+
+
+def _progress(run: Run, quiet: bool) -> Callable[[Event], None]:
+    if quiet:
+        return lambda event: None
+    from ray_sisa.planning import missing_stages
+    from ray_sisa.progress import Progress
+
+    return Progress(missing_stages(run), run.record.config.placement.slices)
+
+
+def _named(
+    samples: str | None, subjects: str | None, samples_from: str | None, subjects_from: str | None
+) -> dict[str, list[str]]:
+    """The arguments `samples` or `subjects` that one of the four options gives."""
+    given = [value for value in (samples, subjects, samples_from, subjects_from) if value is not None]
+    if len(given) != 1:
+        rule = "exactly one of --samples, --subjects, --from and --subjects-from must be given"
+        raise RequestError("request", ", ".join(given), rule, "Name what to forget in one way")
+    if samples_from is not None:
+        return {"samples": _read_ids("--from", samples_from)}
+    if subjects_from is not None:
+        return {"subjects": _read_ids("--subjects-from", subjects_from)}
+    return {"samples": _split(samples)} if samples is not None else {"subjects": _split(subjects or "")}
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _read_ids(option: str, path: str) -> list[str]:
+    """Ids in a file, one a line, without blank lines."""
+    try:
+        content = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        text = content.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(option, path, f"cannot be read: {error}", "Give UTF-8 text, one id a line") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    parts = _split(text)
+    if not parts or not all(map(_is_number, parts)):
+        raise RequestError(option, text, "must be whole numbers with commas between them", "For example 0,2")
+    return [int(part) for part in parts]
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
+def _is_config(target: str) -> bool:
+    return target.endswith((".yaml", ".yml")) or Path(target).is_file()
+
+
+def _source(run: Run, source: str) -> DataConfig:
+    """The data section of a configuration; or data laid out as the run's own, at another place."""
+    if source.endswith((".yaml", ".yml")):
+        return load_config(source).data
+    config = run.record.config.data
+    if config.source == "parquet":
+        return config.model_copy(update={"train": source})
+    if config.source.startswith("torchvision:"):
+        return config.model_copy(update={"root": source})
+    raise RequestError("--source", source, f"{config.source} lies nowhere else", "Leave it out, or give a CONFIG.yaml")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""What training or a deletion would cost, computed before it is done. Nothing here trains or writes.
+
+Costs of stages that are known by name are exact; those of random deletions are expected values, equal slices assumed.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ray_sisa import data
+from ray_sisa.config import DataConfig, RunConfig, TrainingRecipe
+from ray_sisa.errors import DataError, RequestError
+from ray_sisa.ledger import read_ledger
+from ray_sisa.lineage import Chain, Stage, expected_cost, full_cost
+from ray_sisa.run import Run
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What something costs."""
+
+    sample_passes: int
+    full_training_sample_passes: int
+    """What training everything from scratch costs."""
+    fraction: float
+    """The first over the second."""
+    stages: float
+    """Stages to train; not whole where it is an expected number."""
+    storage_bytes: int
+    """Samples and weights of a complete run, to which test set, indexes and records add little."""
+
+
+def training_plan(num_samples: int, num_shards: int, epochs: Sequence[int], storage_bytes: int) -> Plan:
+    """Training everything, equal slices assumed.
+
+    Args:
+        num_samples: training samples.
+        num_shards: S.
+        epochs: of the stage of each slice 1..R.
+        storage_bytes: of the complete run.
+    """
+    passes = full_cost(num_samples, epochs)
+    return _plan(passes, passes, num_shards * len(epochs), storage_bytes)
+
+
+def deletion_plan(
+    num_samples: int, num_shards: int, epochs: Sequence[int], num_requests: int, storage_bytes: int
+) -> Plan:
+    """What `num_requests` random deletions in one batch are expected to cost; see `lineage.expected_cost`.
+
+    Raises:
+        RequestError: fewer than 1 deletion, or more than there are samples.
+    """
+    if not 1 <= num_requests <= num_samples:
+        rule = f"must be from 1 to the number of samples, {num_samples}"
+        raise RequestError("requests", num_requests, rule, "Correct the number")
+    num_places = num_shards * len(epochs)
+    hit = (1 - (1 - number / num_places) ** num_requests for number in range(1, len(epochs) + 1))
+    passes = expected_cost(num_samples, num_shards, epochs, num_requests)
+    return _plan(passes, full_cost(num_samples, epochs), num_shards * math.fsum(hit), storage_bytes)
+
+
+def stages_plan(stages: Iterable[Stage], full: int, storage_bytes: int) -> Plan:
+    """Training these stages, where training everything costs `full` sample passes."""
+    stages = list(stages)
+    return _plan(sum(stage.sample_passes for stage in stages), full, len(stages), storage_bytes)
+
+
+def new_stages(before: Iterable[Chain], after: Iterable[Chain]) -> list[Stage]:
+    """The stages that a change of the live set asks for and that no chain had before."""
+    known = {key for chain in before for key in chain.keys}
+    return [stage for chain in after for stage in chain.stages if stage.key not in known]
+
+
+def plan_config(config: RunConfig, num_requests: int | None = None) -> Plan:
+    """Training a run that need not exist yet; or, where their number is given, random deletions from it.
+
+    Samples are counted, and one is read for its shape.
+
+    Raises:
+        ConfigError, DataError: a configuration that cannot be run.
+        RequestError: a number of deletions that is out of range.
+    """
+    from ray_sisa.ingest import resolve_recipe
+
+    num_samples = data.count(config.data)
+    with tempfile.TemporaryDirectory() as folder:
+        training = resolve_recipe(None, config, data.load(_one_sample(config.data, Path(folder))))
+    shards = config.placement.shards
+    storage = _storage_bytes(training, num_samples, shards * config.placement.slices)
+    if num_requests is None:
+        return training_plan(num_samples, shards, training.epochs, storage)
+    return deletion_plan(num_samples, shards, training.epochs, num_requests, storage)
+
+
+def plan_next(run: Run) -> Plan:
+    """What `train` or `unlearn` would do now."""
+    missing = missing_stages(run)
+    num_samples = run.live.num_samples(read_ledger(run.store))
+    return stages_plan(missing, _full(run), _run_bytes(run, num_samples))
+
+
+def plan_random_deletions(run: Run, num_requests: int) -> Plan:
+    """What random deletions from a run's live samples are expected to cost in one batch.
+
+    Raises:
+        RequestError: a number of deletions that is out of range.
+    """
+    num_samples = run.live.num_samples(read_ledger(run.store))
+    storage = _run_bytes(run, num_samples)
+    return deletion_plan(num_samples, len(run.record.slices), run.record.training.epochs, num_requests, storage)
+
+
+def plan_forgetting(run: Run, *, samples: Iterable[str] = (), subjects: Iterable[str] = ()) -> Plan:
+    """What forgetting these samples would cost, were it asked for now; exact.
+
+    Raises:
+        RequestError: nothing is named, or names are unknown.
+    """
+    places, unknown = run.locate(samples=samples, subjects=subjects)
+    if unknown:
+        rule = f"{len(unknown)} not in this run"
+        raise RequestError("unknown ids", ", ".join(unknown[:20]), rule, "Correct the ids")
+    if not places:
+        raise RequestError("request", "", "names no sample of this run", "Name samples or subjects")
+    ledger = read_ledger(run.store)
+    deleted = ledger.deleted()
+    shards = sorted({shard for shard, _ in places})
+    before = [run.live.chain(shard, deleted.get(shard, set())) for shard in shards]
+    num_live = run.live.num_samples(ledger)
+    for (shard, _), ids in places.items():
+        num_live -= len(set(ids) - deleted.get(shard, set()))
+        deleted.setdefault(shard, set()).update(ids)
+    after = [run.live.chain(shard, deleted[shard]) for shard in shards]
+    return stages_plan(new_stages(before, after), _full(run), _run_bytes(run, num_live))
+
+
+def missing_stages(run: Run) -> list[Stage]:
+    """The stages that should exist and do not."""
+    present = run.store.committed_stages()
+    return [stage for chain in run.live.chains(read_ledger(run.store)) for stage in chain.missing(present)]
+
+
+def _plan(passes: float, full: float, stages: float, storage_bytes: int) -> Plan:
+    return Plan(
+        sample_passes=round(passes),
+        full_training_sample_passes=round(full),
+        fraction=passes / full if full else 0.0,
+        stages=stages,
+        storage_bytes=storage_bytes,
+    )
+
+
+def _full(run: Run) -> int:
+    """Sample passes of training all samples, as they were at ingest: what certificates compare with."""
+    return sum(chain.sample_passes for chain in run.live.chains(read_ledger(run.store), 0))
+
+
+def _run_bytes(run: Run, num_samples: int) -> int:
+    return _storage_bytes(run.record.training, num_samples, sum(len(slices) for slices in run.record.slices))
+
+
+def _storage_bytes(training: TrainingRecipe, num_samples: int, num_stages: int) -> int:
+    from ray_sisa import models
+
+    tensors = models.build(training).state_dict().values()
+    weights: int = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    # Images are uint8 [H, W, C], features float32 [D].
+    sample = math.prod(training.image_shape) * (1 if len(training.image_shape) == 3 else 4)
+    return num_stages * weights + num_samples * sample
+
+
+def _one_sample(config: DataConfig, folder: Path) -> DataConfig:
+    """A source that is quick to load and says all that is fixed for every sample: of Parquet files, the first row."""
+    if config.source != "parquet":
+        return config
+    import pyarrow as pa
+    import pyarrow.dataset
+    import pyarrow.parquet
+
+    assert config.train is not None  # a rule of DataConfig
+    first = config.train if isinstance(config.train, str) else config.train[0]
+    try:
+        rows = pa.dataset.dataset(str(Path(first).expanduser()) if "://" not in first else first).head(1)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError("data.train", first, f"cannot be read as Parquet: {error}", "Check the file") from None
+    pa.parquet.write_table(rows, folder / "first.parquet")
+    return config.model_copy(update={"train": str(folder / "first.parquet"), "test": None})

@@ -1,0 +1,250 @@
+"""What the command line answers: the JSON that scripts rely on, and the same for a person to read.
+
+Pure functions of results; nothing here writes anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from ray_sisa.errors import SisaError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ray_sisa.audit import Evaluation
+    from ray_sisa.evaluation.accuracy import Accuracy
+    from ray_sisa.evaluation.membership import Membership
+    from ray_sisa.planning import Plan
+    from ray_sisa.reconcile import Reconciliation
+    from ray_sisa.run import Forgotten, Status
+    from ray_sisa.verify import Verification
+
+DIGEST_SHOWN = 12
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What a command found or did."""
+
+    fields: dict[str, Any]
+    """Of the JSON object."""
+    text: str
+    """For a person."""
+    ok: bool = True
+    """Whether the command exits with 0."""
+
+
+def trained(done: Reconciliation, seconds: float) -> Answer:
+    """The answer of `train`; `seconds` is the whole command."""
+    names = ("stages_trained", "stages_reused", "sample_passes", "full_training_sample_passes", "head")
+    rows = [
+        ("stages", f"{done.stages_trained} trained, {done.stages_reused} reused"),
+        ("cost", _cost(done)),
+        *_head(done.head, done.ensemble_digest),
+        ("time", duration(seconds)),
+    ]
+    fields = {name: getattr(done, name) for name in names}
+    return Answer(fields=fields | {"ensemble_digest": done.ensemble_digest, "seconds": seconds}, text=_table(rows))
+
+
+def forgotten(done: Forgotten) -> Answer:
+    """The answer of `forget`."""
+    rows = [
+        ("request", f"{done.request}"),
+        ("samples", f"{done.samples:,} live, {done.already_forgotten:,} already forgotten"),
+    ]
+    if done.unknown:
+        rows.append(("unknown", f"{len(done.unknown)} passed over: {', '.join(done.unknown[:5])}"))
+    rows.append(("next", "`ray-sisa unlearn` completes it; from now on no reader is served models of these samples"))
+    return Answer(fields=asdict(done), text=_table(rows))
+
+
+def unlearned(done: Reconciliation) -> Answer:
+    """The answer of `unlearn`."""
+    fields = asdict(done)
+    fields["stages_retrained"] = fields.pop("stages_trained")
+    rows = [
+        ("requests", f"{_numbers(done.requests)} completed" if done.requests else "none pending"),
+        ("shards", f"{_numbers(done.affected_shards)} affected" if done.affected_shards else "none affected"),
+        ("stages", f"{done.stages_trained} retrained, {done.stages_purged} purged, {done.stages_reused} kept"),
+        ("cost", _cost(done)),
+        ("effective", f"after {duration(done.seconds_to_effective)}"),
+        ("complete", f"after {duration(done.seconds_to_complete)}"),
+        *_head(done.head, done.ensemble_digest),
+    ]
+    return Answer(fields=fields, text=_table(rows))
+
+
+def status(found: Status) -> Answer:
+    """The answer of `status`."""
+    pending = f", pending {_numbers(found.pending_requests)}" if found.pending_requests else ""
+    missing = f"no: {found.stages_missing} stages missing, {len(found.pending_requests)} requests pending"
+    rows = [
+        ("run", found.name),
+        *_head(found.head, found.ensemble_digest or ""),
+        ("complete", "yes" if found.complete else missing),
+        ("requests", f"{found.requests}{pending}"),
+        ("samples", f"{found.live_samples:,} live"),
+    ]
+    shards = [
+        (f"{s.shard}", f"{s.depth}", (s.stage or "-")[:DIGEST_SHOWN], "yes" if s.clean else "no", f"{s.samples:,}")
+        for s in found.shards
+    ]
+    table = _columns(("shard", "depth", "stage", "clean", "samples"), shards)
+    return Answer(fields=asdict(found), text=f"{_table(rows)}\n\n{table}")
+
+
+def evaluated(found: Evaluation, *, with_roc: bool) -> Answer:
+    """The answer of `evaluate`; the ROC curves, which are long, on request."""
+    fields = {
+        "head": found.head,
+        "ensemble_digest": found.ensemble_digest,
+        "complete": found.complete,
+        "aggregation": found.aggregation,
+        "test": asdict(found.test),
+        "shards": [
+            {"shard": s.shard, "slice": s.slice, "top1": s.test.top1, "top5": s.test.top5} for s in found.shards
+        ],
+        "membership": _memberships(found, with_roc=with_roc),
+        "measured_at": found.measured_at,
+    }
+    if found.forget is not None or found.retain is not None or found.forget_request is not None:
+        fields["forget_request"] = found.forget_request
+        fields["forget"] = asdict(found.forget) if found.forget else None
+        fields["retain"] = asdict(found.retain) if found.retain else None
+    return Answer(fields=fields, text=_evaluation_text(found))
+
+
+def verified(found: Verification) -> Answer:
+    """The answer of `verify`: a line for each stage that fails, and a summary."""
+    failing = [stage for stage in found.stages if not stage.ok]
+    lines = [f"shard {s.shard} slice {s.slice} ({s.key[:DIGEST_SHOWN]}): {s.problem}" for s in failing]
+    num_equal = len(found.stages) - len(failing)
+    lines.append(f"{num_equal} of {len(found.stages)} stages are bit for bit what training them again gives")
+    return Answer(fields=asdict(found), text="\n".join(lines), ok=found.ok)
+
+
+def planned(found: Plan) -> Answer:
+    """The answer of `plan`."""
+    rows = [
+        ("cost", f"{found.sample_passes:,} sample passes"),
+        ("full training", f"{found.full_training_sample_passes:,} sample passes"),
+        (
+            "fraction",
+            f"{found.fraction:.4f}" + (f" ({1 / found.fraction:.1f}x cheaper)" if 0 < found.fraction < 1 else ""),
+        ),
+        ("stages", f"{found.stages:g}" if found.stages == int(found.stages) else f"{found.stages:.1f} expected"),
+        ("storage", f"{found.storage_bytes / 1e6:,.1f} MB"),
+    ]
+    return Answer(fields=asdict(found), text=_table(rows))
+
+
+def predicted(names: Sequence[str], scores: np.ndarray, head: int) -> Answer:
+    """The answer of `predict`: the best class of each input, and its five best."""
+    # Stable, so that among equals the lowest label comes first, as in the vote.
+    ranked = (-scores).argsort(axis=1, kind="stable")[:, :5]
+    predictions = []
+    for name, row, labels in zip(names, scores, ranked.tolist(), strict=True):
+        top = [{"label": label, "probability": float(row[label])} for label in labels]
+        predictions.append({"name": name, **top[0], "top5": top})
+    shown = [(p["name"], f"{p['label']}", f"{p['probability']:.4f}") for p in predictions]
+    table = _columns(("input", "label", "probability"), shown)
+    return Answer(fields={"predictions": predictions, "head": head}, text=table)
+
+
+def failed(error: SisaError) -> dict[str, Any]:
+    """The JSON object of a command that failed on purpose."""
+    names = ("field", "value", "rule", "remedy")
+    return {"error": {"kind": type(error).__name__} | {name: getattr(error, name) for name in names}}
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them: `12 ms`, `0.3 s`, `42 s`, `7 min 5 s`, `3 h 12 min`."""
+    if 0 < seconds < 0.1:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _memberships(found: Evaluation, *, with_roc: bool) -> dict[str, Any]:
+    shards = [
+        {"shard": s.shard, "samples": s.num_held}
+        | _membership_or_nulls(s.held, with_roc=with_roc)
+        | {"whole": _membership(s.whole, with_roc=with_roc) if s.whole else None}
+        for s in found.shard_memberships
+    ]
+    return {"ensemble": _membership_or_nulls(found.ensemble_membership, with_roc=with_roc), "shards": shards}
+
+
+def _membership_or_nulls(found: Membership | None, *, with_roc: bool) -> dict[str, Any]:
+    if found is None:  # too few records to attack
+        return dict.fromkeys(("accuracy", "ci_low", "ci_high", "null_mean", "null_sd"))
+    return _membership(found, with_roc=with_roc)
+
+
+def _membership(found: Membership, *, with_roc: bool) -> dict[str, Any]:
+    fields = asdict(found)
+    if not with_roc:
+        del fields["roc"]
+    return fields
+
+
+def _evaluation_text(found: Evaluation) -> str:
+    rows = [
+        *_head(found.head, found.ensemble_digest),
+        ("votes", f"{len(found.shards)} shards by {found.aggregation}" + ("" if found.complete else ", not complete")),
+        ("test", _accuracy(found.test)),
+    ]
+    rows += [("forget", _accuracy(found.forget))] if found.forget else []
+    rows += [("retain", _accuracy(found.retain))] if found.retain else []
+    rows.append(("membership", _attack(found.ensemble_membership)))
+    attacks = {s.shard: s.held for s in found.shard_memberships}
+    shards = [
+        (f"{s.shard}", f"{s.slice}", f"{s.test.top1:.2%}", f"{s.test.top5:.2%}", _attack(attacks.get(s.shard)))
+        for s in found.shards
+    ]
+    return f"{_table(rows)}\n\n{_columns(('shard', 'slice', 'top1', 'top5', 'membership'), shards)}"
+
+
+def _accuracy(found: Accuracy) -> str:
+    return f"top1 {found.top1:.2%}, top5 {found.top5:.2%} ({found.num_samples:,} samples)"
+
+
+def _attack(found: Membership | None) -> str:
+    if found is None:
+        return "too few samples to attack"
+    null = f"null {found.null_mean:.3f} +- {found.null_sd:.3f}"
+    return f"{found.accuracy:.3f} [{found.ci_low:.3f}, {found.ci_high:.3f}], {null}"
+
+
+def _head(number: int, digest: str) -> list[tuple[str, str]]:
+    return [("head", f"{number}" + (f" (ensemble {digest[:DIGEST_SHOWN]})" if digest else ""))]
+
+
+def _cost(done: Reconciliation) -> str:
+    full = done.full_training_sample_passes
+    share = f", {done.sample_passes / full:.1%} of full training" if full else ""
+    return f"{done.sample_passes:,} sample passes{share}"
+
+
+def _numbers(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> str:
+    width = max(len(label) for label, _ in rows)
+    return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
+
+
+def _columns(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heading, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(heading))]
+    padded = ("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)) for line in lines)
+    return "\n".join(line.rstrip() for line in padded)

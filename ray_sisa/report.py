@@ -1,0 +1,376 @@
+"""A run as one page that a person reads: what was trained, forgotten and measured, from the store alone.
+
+Owns what the page says; the template owns its layout, `charts` its pictures. It names no sample, trains nothing, and
+needs neither torch nor Ray.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import yaml
+from jinja2 import Environment as Templates
+from jinja2 import PackageLoader, StrictUndefined
+
+from ray_sisa import charts, heads
+from ray_sisa.charts import Measured, Target, above_null
+from ray_sisa.clock import now
+from ray_sisa.errors import StoreError
+from ray_sisa.ledger import Ledger, read_ledger
+from ray_sisa.lineage import Chain, recipe_digest
+from ray_sisa.records import Certificate, Environment, Head, Request, StageRecord
+from ray_sisa.store import numbered, report
+
+if TYPE_CHECKING:
+    # Read only: these modules load torch and scikit-learn, which the page does without.
+    from ray_sisa.audit import Evaluation
+    from ray_sisa.evaluation.membership import Membership
+    from ray_sisa.run import Run, ShardStatus, Status
+
+NAME = "report.html"
+SECRET = "(secret, in run.json)"
+
+CellState = Literal["kept", "retrained", "emptied", "empty", "missing"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One stage (s, r) of the grid."""
+
+    slice: int
+    state: CellState
+    samples: int
+    """Live samples of the slice."""
+    samples_at_ingest: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardRow:
+    """One shard of the grid."""
+
+    status: ShardStatus
+    cells: tuple[Cell, ...]
+    top1: tuple[float | None, ...]
+    """Of its constituent on the test set, in each of `Page.ends`; None where it had no vote."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RequestRow:
+    """One deletion request and what it cost; the certificate is None while the request is pending."""
+
+    number: int
+    num_samples: int
+    shards: tuple[int, ...]
+    certificate: Certificate | None
+    seconds_to_effective: float | None
+    seconds_to_complete: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pictures:
+    """Data URIs; None where there is nothing to draw."""
+
+    curves: str | None
+    points: str | None
+    rocs: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Page:
+    """All that the template shows."""
+
+    status: Status
+    num_stages: int
+    created_at: str
+    written_at: str
+    verdict: tuple[str, ...]
+    states: tuple[Measured, ...]
+    ends: tuple[Measured, ...]
+    """The first and the last state: one or none where there are no more."""
+    targets: tuple[Target, ...]
+    requests: tuple[RequestRow, ...]
+    grid: tuple[ShardRow, ...]
+    pictures: Pictures
+    training_seconds: float
+    configuration: str
+    environments: tuple[tuple[Environment, int], ...]
+    """Each with the number of stages trained in it."""
+    digests: tuple[tuple[str, str], ...]
+
+
+def write_report(run: Run, path: Path | None = None) -> str:
+    """Writes the page of a run: into its store, where it replaces the one there, or to a local file.
+
+    Returns:
+        The URI of the page.
+
+    Raises:
+        StoreError: the store cannot be read, or the page cannot be written.
+    """
+    content = render(make_page(run)).encode()
+    if path is None:
+        run.store.delete([report(NAME)])
+        run.store.put(report(NAME), content)
+        return f"{run.store.uri}/{report(NAME)}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except OSError as error:
+        raise StoreError("report", str(path), f"cannot be written: {error}", "Name another file") from None
+    return str(path)
+
+
+def render(page: Page) -> str:
+    """The page as HTML, with all that it shows inside."""
+    templates = Templates(
+        loader=PackageLoader("ray_sisa"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {"percent": percent, "band": null_band, "seconds": seconds, "day": _day}
+    return templates.get_template("report.html.j2").render(page=page, above_null=above_null)
+
+
+def make_page(run: Run) -> Page:
+    """What the store says of a run."""
+    ledger, status = read_ledger(run.store), run.status()
+    chains, stages = run.live.chains(ledger), run.stages()
+    states = _states(run, ledger)
+    ends = states if len(states) < 2 else (states[0], states[-1])
+    requests = _requests(run, ledger)
+    original = {key for chain in run.live.chains(ledger, 0) for key in chain.keys}
+    retrained = {record.key for record in stages} - original
+    num_stages = sum(len(chain.stages) for chain in chains)
+    targets = tuple(charts.targets(states))
+    return Page(
+        status=status,
+        num_stages=num_stages,
+        created_at=run.record.created_at,
+        written_at=now(),
+        verdict=(_progress(status, num_stages), *_costs(requests), *_findings(states, targets)),
+        states=states,
+        ends=ends,
+        targets=targets,
+        requests=requests,
+        grid=_grid(run, ledger, chains, status, ends),
+        pictures=_pictures(stages, retrained, states, requests),
+        training_seconds=sum(record.seconds for record in stages),
+        configuration=_configuration(run),
+        environments=tuple(Counter(record.environment for record in stages).items()),
+        digests=_digests(run, ledger),
+    )
+
+
+def _states(run: Run, ledger: Ledger) -> tuple[Measured, ...]:
+    """Each ensemble that was measured, in order of time: of several evaluations the last, on a forget set if any."""
+    best: dict[tuple[str, bool], Evaluation] = {}
+    for evaluation in run.evaluations():
+        known = best.get((evaluation.ensemble_digest, evaluation.complete))
+        if known is None or known.retain is None or evaluation.retain is not None:
+            best[evaluation.ensemble_digest, evaluation.complete] = evaluation
+    ordered = sorted(best.values(), key=lambda evaluation: evaluation.measured_at)
+    return tuple(_measured(run, ledger, evaluation) for evaluation in ordered)
+
+
+def _measured(run: Run, ledger: Ledger, evaluation: Evaluation) -> Measured:
+    head = run.store.read(numbered(heads.FOLDER, evaluation.head), Head)
+    if not evaluation.complete:
+        # Measured before the rolled-back head was written, it carries the number of the head before.
+        return Measured(
+            label=_label("rolled back", head.ledger + head.complete, ledger), phase=1, evaluation=evaluation
+        )
+    if head.ledger:
+        return Measured(label=_label("after", head.ledger, ledger), phase=2, evaluation=evaluation)
+    return Measured(label="before" if ledger.position else "now", phase=0, evaluation=evaluation)
+
+
+def _label(word: str, request: int, ledger: Ledger) -> str:
+    return word if ledger.position == 1 else f"{word}, request {request}"
+
+
+def _requests(run: Run, ledger: Ledger) -> tuple[RequestRow, ...]:
+    certificates = {certificate.request: certificate for certificate in run.certificates()}
+    return tuple(_request(request, certificates.get(request.number)) for request in ledger.requests)
+
+
+def _request(request: Request, certificate: Certificate | None) -> RequestRow:
+    return RequestRow(
+        number=request.number,
+        num_samples=len(request.sample_ids),
+        shards=tuple(sorted({place.shard for place in request.places})),
+        certificate=certificate,
+        seconds_to_effective=_elapsed(request.created_at, certificate.effective_at) if certificate else None,
+        seconds_to_complete=_elapsed(request.created_at, certificate.completed_at) if certificate else None,
+    )
+
+
+def _grid(
+    run: Run, ledger: Ledger, chains: Sequence[Chain], status: Status, ends: Sequence[Measured]
+) -> tuple[ShardRow, ...]:
+    present, deleted = run.store.committed_stages(), ledger.deleted()
+    originals = run.live.chains(ledger, 0)
+    rows = []
+    for chain, original, shard in zip(chains, originals, status.shards, strict=True):
+        live = run.live.slices(chain.shard, deleted.get(chain.shard, set()))
+        keys = {stage.slice: stage.key for stage in chain.stages}
+        cells = tuple(
+            Cell(
+                slice=number,
+                state=_cell_state(keys.get(number), set(original.keys), present, at_ingest.num_samples),
+                samples=summary.num_samples,
+                samples_at_ingest=at_ingest.num_samples,
+            )
+            for number, (summary, at_ingest) in enumerate(
+                zip(live, run.record.slices[chain.shard], strict=True), start=1
+            )
+        )
+        rows.append(ShardRow(status=shard, cells=cells, top1=tuple(_top1(s.evaluation, chain.shard) for s in ends)))
+    return tuple(rows)
+
+
+def _cell_state(key: str | None, original: set[str], present: set[str], samples_at_ingest: int) -> CellState:
+    if key is None:
+        return "emptied" if samples_at_ingest else "empty"
+    if key not in present:
+        return "missing"
+    return "kept" if key in original else "retrained"
+
+
+def _top1(evaluation: Evaluation, shard: int) -> float | None:
+    return next((s.test.top1 for s in evaluation.shards if s.shard == shard), None)
+
+
+def _pictures(
+    stages: Sequence[StageRecord], retrained: set[str], states: Sequence[Measured], requests: Sequence[RequestRow]
+) -> Pictures:
+    affected = sorted({shard for request in requests for shard in request.shards})
+    shown = _first_and_last(states)
+    attacked = any(target.membership(s.evaluation) for s in shown for target in charts.targets(shown))
+    return Pictures(
+        curves=charts.accuracy_curves(stages, retrained, affected) if stages else None,
+        points=charts.attack_points(shown) if attacked else None,
+        rocs=charts.attack_rocs(shown) if attacked else None,
+    )
+
+
+def _first_and_last(states: Sequence[Measured]) -> list[Measured]:
+    """At most three states: the first, the last one rolled back, the last."""
+    if len(states) < 2:
+        return list(states)
+    return [states[0], *[state for state in states[1:-1] if state.phase == 1][-1:], states[-1]]
+
+
+# --- sentences
+
+
+def _progress(status: Status, num_stages: int) -> str:
+    done = num_stages - status.stages_missing
+    if not status.head:
+        return f"Not trained to the end: {done} of {num_stages} stages are there, and nothing votes yet."
+    if not status.complete:
+        pending = f"{len(status.pending_requests)} of {status.requests} requests pending, " if status.requests else ""
+        return (
+            f"Not complete: {pending}{status.stages_missing} of {num_stages} stages to be trained. "
+            "Whoever asks is already answered by models that never saw the deleted samples."
+        )
+    if not status.requests:
+        return "Complete: every shard votes at its full depth. Nothing was to be forgotten."
+    return "Complete: every request is done, and every shard votes at its full depth."
+
+
+def _costs(requests: Sequence[RequestRow]) -> list[str]:
+    certificates = [row.certificate for row in requests if row.certificate]
+    if not certificates:
+        return []
+    samples = sum(certificate.num_samples for certificate in certificates)
+    passes = sum(certificate.sample_passes for certificate in certificates)
+    full = certificates[-1].full_training_sample_passes
+    stages = sum(len(certificate.retrained_stages) for certificate in certificates)
+    if not passes:
+        return [f"Forgetting {samples:,} samples needed no training: what held them came last."]
+    each = f" ({len(certificates)} requests)" if len(certificates) > 1 else ""
+    return [
+        f"Forgetting {samples:,} samples{each} retrained {stages} stages: {passes:,} sample passes instead of the "
+        f"{full:,} of training everything{_fewer(passes, full)}."
+    ]
+
+
+def _fewer(passes: int, full: int) -> str:
+    return f", which is {full / passes:.1f}x fewer" if passes < full else ""
+
+
+def _findings(states: Sequence[Measured], targets: Sequence[Target]) -> list[str]:
+    if not states:
+        return ["Nothing was measured yet: `ray-sisa evaluate` does."]
+    accuracies = ", ".join(f"{percent(s.evaluation.test.top1)} {s.label}" for s in states)
+    found = [f"Right on the test set: {accuracies}."]
+    shards = [target for target in targets if target.shard is not None]
+    counts = [_num_above(state, shards) for state in states if state.phase != 1]
+    if shards and counts:
+        found.append("The attack tells members from others on " + ", ".join(counts) + ".")
+    return found
+
+
+def _num_above(state: Measured, shards: Sequence[Target]) -> str:
+    attacked = [m for target in shards if (m := target.membership(state.evaluation))]
+    above = sum(above_null(m) for m in attacked)
+    return f"{above} of {len(attacked)} shards {state.label}"
+
+
+def percent(share: float) -> str:
+    """A share in [0, 1] as a percentage with one decimal."""
+    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
+
+
+def null_band(found: Membership) -> str:
+    """Where an attack that knows nothing ends up, 19 times of 20."""
+    low, high = found.null_mean - 2 * found.null_sd, found.null_mean + 2 * found.null_sd
+    return f"{100 * low:.1f} to {percent(high)}"
+
+
+def seconds(duration: float | None) -> str:
+    """A duration in the units that a person would use."""
+    if duration is None:
+        return "\N{EM DASH}"
+    if duration < 60:
+        return f"{duration:.2f} s" if duration < 1 else f"{duration:.1f} s"
+    minutes, rest = divmod(round(duration), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _day(moment: str) -> str:
+    return datetime.fromisoformat(moment).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _elapsed(start: str, end: str) -> float:
+    return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
+
+
+# --- small print
+
+
+def _configuration(run: Run) -> str:
+    content = run.record.config.model_dump(mode="json")
+    content["placement"]["key"] = SECRET  # who knows it can tell where a subject lies
+    text: str = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=88)
+    return text
+
+
+def _digests(run: Run, ledger: Ledger) -> tuple[tuple[str, str], ...]:
+    head = heads.latest_head(run.store)
+    found = {
+        "data at ingest": run.record.fingerprint,
+        "test set": run.record.test_digest,
+        "recipe": recipe_digest(run.record.training),
+        "initial weights": run.record.training.initial_weights,
+        "last request": ledger.tip,
+        f"ensemble of head {head.number}" if head else "ensemble": head.ensemble_digest if head else None,
+    }
+    return tuple((name, digest) for name, digest in found.items() if digest)

@@ -1,0 +1,264 @@
+"""The page of a run, at each moment of a small run's life. Runs, stores and pictures are real; nothing is faked."""
+
+from __future__ import annotations
+
+import base64
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from ray_sisa import charts
+from ray_sisa.config import RunConfig, make_config
+from ray_sisa.errors import StoreError
+from ray_sisa.records import EpochMetrics, StageRecord
+from ray_sisa.report import NAME, make_page, seconds, write_report
+from ray_sisa.run import Run
+from ray_sisa.store import report
+
+VOID = {"br", "hr", "img", "input", "link", "meta"}
+SVG = "data:image/svg+xml;base64,"
+KEY = "a-placement-key-that-nobody-may-read"
+
+
+class Page(HTMLParser):
+    """A page as read by a strict reader: all that is wrong with it, its text, its pictures, what it refers to."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.problems: list[str] = []
+        self.text, self.pictures, self.references = "", list[str](), list[str]()
+        self._open: list[str] = []
+        self.feed(content)
+        self.close()
+        self.problems += [f"{tag} is not closed" for tag in self._open]
+        self.text = " ".join(self.text.split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.references += [values[name] or "" for name in ("src", "href", "data", "srcset") if name in values]
+        if tag == "img":
+            self.pictures.append(values["src"] or "")
+            if not values.get("alt"):
+                self.problems.append("a picture without words")
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self._open or self._open.pop() != tag:
+            self.problems.append(f"{tag} closes nothing, at {self.getpos()}")
+
+    def handle_data(self, data: str) -> None:
+        if self._open[-1:] != ["style"]:
+            self.text += data
+
+    def handle_entityref(self, name: str) -> None:
+        self.problems.append(f"unknown entity {name}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Story:
+    """A run that forgot a block of samples, one more, and at last everything; its page at each moment."""
+
+    run: Run
+    pages: dict[str, str] = field(default_factory=dict)
+
+
+def config(folder: Path) -> RunConfig:
+    return make_config(
+        {
+            "name": "story",
+            "storage_path": str(folder),
+            # The root is not used by this source; it is here to be escaped.
+            "data": {"source": "digits", "root": "<script>alert(1)</script>"},
+            "placement": {"shards": 2, "slices": 2, "key": KEY},
+            "recipe": {
+                "model": "mlp",
+                "epochs_per_slice": 2,
+                "batch_size": 64,
+                "optimizer": {"name": "adam", "lr": 0.01},
+            },
+            "evaluation": {"test_during_training": "epoch"},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
+    story = Story(run=Run.create(config(tmp_path_factory.mktemp("runs"))))
+    run = story.run
+
+    def page(moment: str) -> None:
+        story.pages[moment] = Path(write_report(run)).read_text(encoding="utf-8")
+
+    page("created")
+    run.train(runner="local")
+    page("trained")
+    block = [*run.sample_ids(0, 2), *run.sample_ids(1, 1)[:40]]
+    run.evaluate(forget=block, runner="local")
+    page("measured")
+    run.forget(samples=block, reason=f"on behalf of {block[0]}")
+    run.evaluate(forget=1, runner="local")
+    page("pending")
+    run.unlearn(runner="local")
+    run.evaluate(forget=1, runner="local")
+    page("complete")
+    run.forget(samples=run.sample_ids(0, 1)[:1])
+    page("a second request")
+    run.unlearn(runner="local")
+    run.evaluate(forget=2, runner="local")
+    page("both requests")
+    run.forget(samples=[sample for s in (0, 1) for r in (1, 2) for sample in run.sample_ids(s, r)])
+    run.unlearn(runner="local")
+    page("nothing left")
+    return story
+
+
+MOMENTS = [
+    "created",
+    "trained",
+    "measured",
+    "pending",
+    "complete",
+    "a second request",
+    "both requests",
+    "nothing left",
+]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_the_page_is_well_formed_and_stands_alone(story: Story, moment: str) -> None:
+    page = Page(story.pages[moment])
+    assert page.problems == []
+    assert all(reference.startswith(SVG) for reference in page.references)
+    assert not re.search(r"url\(|@import|<script|<link|<iframe", story.pages[moment])
+    for picture in page.pictures:
+        assert ElementTree.fromstring(svg(picture)).tag.endswith("}svg")
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_it_names_no_sample_and_no_key(story: Story, moment: str) -> None:
+    page = Page(story.pages[moment])
+    for text in (story.pages[moment], *(svg(picture) for picture in page.pictures)):
+        assert not re.search(r"digits/\d", text)
+        assert KEY not in text
+
+
+def test_a_run_not_trained_says_so(story: Story) -> None:
+    page = Page(story.pages["created"])
+    assert "Not trained to the end: 0 of 4 stages are there, and nothing votes yet." in page.text
+    assert "Nothing was measured yet" in page.text
+    assert "missing" in page.text and "No stage is committed yet." in page.text
+    assert page.pictures == []
+
+
+def test_a_run_without_evaluation_says_so(story: Story) -> None:
+    page = Page(story.pages["trained"])
+    assert "Complete: every shard votes at its full depth. Nothing was to be forgotten." in page.text
+    assert "no ensemble of this run was evaluated" in page.text
+    assert len(page.pictures) == 1  # the training curves
+
+
+def test_without_a_request_what_was_measured_is_now(story: Story) -> None:
+    page = Page(story.pages["measured"])
+    assert re.search(r"Right on the test set: [\d.]+ % now\.", page.text)
+    assert len(page.pictures) == 3
+
+
+def test_a_pending_request_is_no_success(story: Story) -> None:
+    page = Page(story.pages["pending"])
+    assert "Not complete: 1 of 1 requests pending, 2 of 3 stages to be trained." in page.text
+    assert "complete: every" not in page.text.lower()
+    assert "ray-sisa unlearn completes it" in page.text
+    assert re.search(r"[\d.]+ % before, [\d.]+ % rolled back\.", page.text)
+
+
+def test_a_complete_run_says_what_it_took(story: Story) -> None:
+    page = Page(story.pages["complete"])
+    assert "Complete: every request is done" in page.text
+    assert re.search(r"[\d.]+ % before, [\d.]+ % rolled back, [\d.]+ % after\.", page.text)
+    assert re.search(r"retrained 2 stages: [\d,]+ sample passes instead of the [\d,]+ of .* \d+\.\dx fewer", page.text)
+    assert "An attack that fails does not prove forgetting." in page.text
+    assert len(page.pictures) == 3
+
+
+def test_the_grid_tells_what_became_of_each_stage(story: Story) -> None:
+    cells = re.findall(r'<td class="cell (\w+)">', story.pages["complete"])
+    assert cells == ["kept", "emptied", "retrained", "retrained"]
+    assert re.findall(r'<td class="cell (\w+)">', story.pages["pending"]) == ["kept", "emptied", "missing", "missing"]
+
+
+def test_the_numbers_are_those_of_the_certificate(story: Story) -> None:
+    page, certificate = Page(story.pages["complete"]), story.run.certificates()[0]
+    assert f"{certificate.sample_passes:,} of {certificate.full_training_sample_passes:,} for everything" in page.text
+    ratio = certificate.full_training_sample_passes / certificate.sample_passes
+    assert f"{ratio:.1f}x fewer" in page.text
+
+
+def test_of_several_requests_each_state_says_of_which(story: Story) -> None:
+    text = Page(story.pages["both requests"]).text
+    assert re.search(r"% before, .* % rolled back, request 1, .* % after, request 1, .* % after, request 2\.", text)
+    assert "too few members to attack" in text  # request 2 named one sample
+
+
+def test_a_run_that_forgot_everything_has_a_page(story: Story) -> None:
+    content = story.pages["nothing left"]
+    assert re.findall(r'<td class="cell (\w+)">', content) == ["emptied"] * 4
+    assert "0 of 0" in Page(content).text
+
+
+def test_it_replaces_the_page_in_the_store(story: Story) -> None:
+    uri = write_report(story.run)
+    assert uri == f"{story.run.store.uri}/reports/{NAME}"
+    assert write_report(story.run) == uri
+    assert [path for path in story.run.store.sizes("reports") if path.endswith(".html")] == [report(NAME)]
+
+
+def test_a_path_gets_the_page_and_the_store_does_not(story: Story, tmp_path: Path) -> None:
+    before = story.run.store.get(report(NAME))
+    path = tmp_path / "folder" / "page.html"
+    assert write_report(story.run, path) == str(path)
+    assert Page(path.read_text(encoding="utf-8")).problems == []
+    assert story.run.store.get(report(NAME)) == before
+
+
+def test_a_path_that_cannot_be_written_is_named(story: Story, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot be written"):
+        write_report(story.run, tmp_path / "file" / "page.html")
+
+
+def test_states_are_labelled_by_what_voted(story: Story) -> None:
+    states = make_page(story.run).states
+    assert [state.phase for state in states] == [0, 1, 2, 2]
+    assert [state.evaluation.complete for state in states] == [True, False, True, True]
+
+
+def test_drawing_and_rendering_load_neither_torch_nor_ray() -> None:
+    code = "import sys, ray_sisa.report; print(sorted({'torch', 'ray', 'matplotlib.pyplot'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_of_many_shards_the_affected_come_first() -> None:
+    metrics = tuple(EpochMetrics(epoch=epoch, loss=1.0, train_top1=0.5, test_top1=0.25) for epoch in range(2))
+    one = StageRecord.model_construct(slice=1, epochs=2, metrics=metrics)
+    stages = [one.model_copy(update={"shard": shard, "key": str(shard)}) for shard in range(40)]
+    drawn = re.findall(r">shard (\d+)<", svg(charts.accuracy_curves(stages, set(), preferred=[33, 39])))
+    assert drawn == [str(shard) for shard in (*range(10), 33, 39)]
+
+
+@pytest.mark.parametrize(
+    ("duration", "words"),
+    [(None, "—"), (0.004, "0.00 s"), (12.34, "12.3 s"), (59.99, "60.0 s"), (125, "2 min 5 s"), (7260, "2 h 1 min")],
+)
+def test_durations_are_in_units_of_people(duration: float | None, words: str) -> None:
+    assert seconds(duration) == words
+
+
+def svg(uri: str) -> str:
+    return base64.b64decode(uri.removeprefix(SVG)).decode()
