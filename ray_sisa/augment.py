@@ -86,8 +86,10 @@ class Batches:
 
     def _cut_out(self, images: Tensor, holes: Tensor) -> Tensor:
         half = max(1, self._height // 8)
-        down = (torch.arange(self._height, device=self._device) - holes[:, :1]).abs() < half
-        right = (torch.arange(self._width, device=self._device) - holes[:, 1:]).abs() < half
+        down = torch.arange(self._height, device=self._device) - holes[:, :1]
+        right = torch.arange(self._width, device=self._device) - holes[:, 1:]
+        # Even sides have no middle: the square is [-half, half) about its centre.
+        down, right = (down >= -half) & (down < half), (right >= -half) & (right < half)
         return images.masked_fill((down[:, :, None] & right[:, None, :])[..., None], 0)
 
 
@@ -108,7 +110,7 @@ class Normalise:
 
     def __call__(self, images: Tensor) -> Tensor:
         """float32 [B, C, H, W] channels last of uint8 [B, H, W, C]; float32 [B, D] of the same."""
-        scaled = images.float().mul_(self._factor).add_(self._offset)
+        scaled = (images.float() * self._factor).add_(self._offset)
         if not self._is_image:
             return scaled
         batch = scaled.permute(0, 3, 1, 2)  # a view: NHWC memory is channels-last NCHW

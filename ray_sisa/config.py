@@ -31,7 +31,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Columns(_Section):
@@ -259,7 +259,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     if not isinstance(content, dict):
         raise ConfigError(
             "configuration",
-            path,
+            str(path),
             "must be a YAML mapping of sections",
             "See the README for an example",
         )
@@ -311,13 +311,28 @@ def _describe(problem: Any) -> str:
     return f"{field}: {problem['input']!r}: {message}"
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Plain values only, as `safe_load`; a key that stands twice is an error, where YAML would let the last one win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def _parse_yaml(text: str, where: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _UniqueKeys)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         at = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         rule = f"is not valid YAML{at}: {getattr(error, 'problem', error)}"
+        raise ConfigError("configuration", where, rule, "Correct the file") from None
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+        # What PyYAML's constructors let out: a date that is none, a tag whose text does not fit, nesting without end.
+        rule = f"has a value that cannot be read: {type(error).__name__}: {error}"
         raise ConfigError("configuration", where, rule, "Correct the file") from None
 
 

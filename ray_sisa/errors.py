@@ -56,4 +56,8 @@ class TrainingError(SisaError):
 
 def _shorten(value: object, limit: int = 400) -> str:
     text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
+    if len(text) <= limit:
+        return text
+    # The whole is within the limit, so that pickling, which constructs anew, does not shorten it again.
+    end = f"... ({len(text)} characters)"
+    return text[: limit - len(end)] + end

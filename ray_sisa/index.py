@@ -21,6 +21,9 @@ from ray_sisa.errors import StoreError
 from ray_sisa.samples import Samples
 
 ROW_BYTES = 32
+SCHEMA = pa.schema(
+    {"slice": pa.int32(), "sample_id": pa.string(), "subject_id": pa.string(), "row_digest": pa.binary(ROW_BYTES)}
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,6 +122,8 @@ def index_from_bytes(data: bytes, where: str) -> ShardIndex:
     """
     table = table_from_bytes(data, where)
     try:
+        if table.schema != SCHEMA or any(column.null_count for column in table.columns):
+            raise ValueError(f"it has the columns {table.schema}")
         digests = table["row_digest"].combine_chunks()
         buffer = digests.buffers()[1]
         rows = np.frombuffer(buffer, dtype=np.uint8)[: len(table) * ROW_BYTES] if len(table) else np.empty(0, np.uint8)
@@ -128,7 +133,7 @@ def index_from_bytes(data: bytes, where: str) -> ShardIndex:
             subjects=one_chunk(table["subject_id"]),
             row_digests=rows.reshape(-1, ROW_BYTES),
         )
-    except (KeyError, ValueError, pa.ArrowInvalid) as error:
+    except (LookupError, ValueError, TypeError, pa.ArrowException) as error:
         raise StoreError(where, str(error), "is not the index of a shard", "Restore it from a backup") from None
 
 
@@ -148,8 +153,11 @@ def table_from_bytes(data: bytes, where: str) -> pa.Table:
         StoreError: the bytes are not an Arrow file.
     """
     try:
-        return pa.ipc.open_file(pa.py_buffer(data)).read_all()
-    except (pa.ArrowInvalid, OSError) as error:
+        table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
+        # Arrow trusts offsets: unchecked, a damaged one reads memory that is not the file's.
+        table.validate(full=True)
+        return table
+    except (pa.ArrowException, OSError, ValueError, TypeError, NotImplementedError) as error:
         raise StoreError(where, str(error), "is not a valid Arrow file", "Restore it from a backup") from None
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from ray_sisa.clock import now
 from ray_sisa.config import RunConfig, TrainingRecipe, epochs_by_slice
 from ray_sisa.data import Dataset
-from ray_sisa.digests import digest_json
+from ray_sisa.digests import digest_bytes, digest_json
 from ray_sisa.errors import ConfigError
 from ray_sisa.index import index_to_bytes
 from ray_sisa.placement import place
@@ -35,7 +35,8 @@ def ingest(store: Store, config: RunConfig, dataset: Dataset) -> RunRecord:
     config = _with_key(config)
     _check_enough(config, dataset.train)
     training = resolve_recipe(store, config, dataset)
-    slices = _write_shards(store, config, dataset.train)
+    written = _write_shards(store, config, dataset.train)
+    slices = tuple(entries for entries, _ in written)
     record = RunRecord(
         config=config,
         training=training,
@@ -43,6 +44,7 @@ def ingest(store: Store, config: RunConfig, dataset: Dataset) -> RunRecord:
         num_test_samples=len(dataset.test) if dataset.test else 0,
         test_digest=_write_test(store, dataset.test),
         slices=slices,
+        index_digests=tuple(digest for _, digest in written),
         fingerprint=digest_json([[entry.digest for entry in shard] for shard in slices]),
         created_at=now(),
     )
@@ -95,21 +97,22 @@ def _check_enough(config: RunConfig, samples: Samples) -> None:
         raise ConfigError("placement", value, rule, "Use fewer shards or slices")
 
 
-def _write_shards(store: Store, config: RunConfig, samples: Samples) -> tuple[tuple[SliceEntry, ...], ...]:
+def _write_shards(store: Store, config: RunConfig, samples: Samples) -> list[tuple[tuple[SliceEntry, ...], str]]:
+    """Writes slices and index of every shard: its entries and the digest of its index."""
     places = place(config.placement, samples.subjects)
     shards = places // config.placement.slices
     by_shard = np.argsort(shards, kind="stable")
     edges = np.searchsorted(shards[by_shard], np.arange(config.placement.shards + 1))
-    return tuple(
+    return [
         _write_shard(store, config, shard, samples.take(rows), places[rows] % config.placement.slices + 1)
         for shard in range(config.placement.shards)
         for rows in [by_shard[edges[shard] : edges[shard + 1]]]
-    )
+    ]
 
 
 def _write_shard(
     store: Store, config: RunConfig, shard: int, samples: Samples, slices: np.ndarray
-) -> tuple[SliceEntry, ...]:
+) -> tuple[tuple[SliceEntry, ...], str]:
     index, ordered = index_shard(samples, slices)
     summaries = index.summaries(config.placement.slices, samples.shape)
     first = 0
@@ -117,8 +120,9 @@ def _write_shard(
         rows = np.arange(first, first := first + summary.num_samples)
         if summary.digest:
             store.put(slice_object(summary.digest), slice_to_bytes(ordered.take(rows)))
-    store.put(shard_index(shard), index_to_bytes(index))
-    return tuple(SliceEntry(digest=s.digest, num_samples=s.num_samples) for s in summaries)
+    data = index_to_bytes(index)
+    store.put(shard_index(shard), data)
+    return tuple(SliceEntry(digest=s.digest, num_samples=s.num_samples) for s in summaries), digest_bytes(data)
 
 
 def _write_test(store: Store, test: Samples | None) -> str | None:

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ray_sisa.errors import BusyError
+from ray_sisa.errors import BusyError, StoreError
 from ray_sisa.records import LeaseRecord
 from ray_sisa.store import Store, numbered
 
@@ -65,8 +65,15 @@ class Lease:
     def _beat(self) -> None:
         while not self._released.wait(self._duration_s / 3):
             record = _next(self._record.number, self._record.holder, self._duration_s)
-            if not self._store.create(numbered(FOLDER, record.number), record.to_bytes()):
-                return  # somebody else has it: `check` says so
+            try:
+                if not self._store.create(numbered(FOLDER, record.number), record.to_bytes()):
+                    there = self._store.find_record(numbered(FOLDER, record.number), LeaseRecord)
+                    # Ours if an earlier beat wrote it and only the answer was lost; else `check` says whose.
+                    if there is None or there.holder != record.holder:
+                        return
+                    record = there
+            except StoreError:
+                continue  # tried again at the next beat; if the store stays away, the lease ends by itself
             with self._lock:
                 old, self._record = self._record, record
             # Only after the new one is there, so that no moment is without a lease.

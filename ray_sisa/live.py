@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Set
 
+from ray_sisa.digests import digest_bytes
 from ray_sisa.errors import StoreError
 from ray_sisa.index import ShardIndex, SliceSummary, index_from_bytes
 from ray_sisa.ledger import Ledger, deleted_by_shard
@@ -25,14 +26,14 @@ class LiveSet:
         """The index of a shard as it was at ingest.
 
         Raises:
-            StoreError: it is absent or does not give the slices of the run.
+            StoreError: it is absent or was changed.
         """
         if shard not in self._indexes:
             path = shard_index(shard)
-            index = index_from_bytes(self._store.get(path), f"{self._store.uri}/{path}")
-            if self._summaries(index) != self._at_ingest(shard):
+            data = self._store.get(path)
+            if digest_bytes(data) != self._run.index_digests[shard]:
                 raise StoreError(f"{self._store.uri}/{path}", "", "is not the index that was written", TAMPERED)
-            self._indexes[shard] = index
+            self._indexes[shard] = index_from_bytes(data, f"{self._store.uri}/{path}")
         return self._indexes[shard]
 
     def slices(self, shard: int, deleted: Set[str]) -> tuple[SliceSummary, ...]:

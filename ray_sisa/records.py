@@ -34,6 +34,8 @@ class RunRecord(StoredRecord):
     test_digest: str | None
     slices: tuple[tuple[SliceEntry, ...], ...]
     """By shard, then slice 1..R."""
+    index_digests: tuple[str, ...]
+    """Of the index object of each shard: ids decide what a deletion means, so none may change."""
     fingerprint: str
     """Digest of all slice digests: the data set as it was at ingest."""
     created_at: str

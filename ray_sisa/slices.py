@@ -47,7 +47,7 @@ def slice_from_bytes(data: bytes, where: str) -> Samples:
             images=one_chunk(table["image"]).to_numpy_ndarray(),
             labels=table["label"].to_numpy(),
         )
-    except (KeyError, AttributeError, ValueError, pa.ArrowInvalid) as error:
+    except (LookupError, AttributeError, ValueError, TypeError, NotImplementedError, pa.ArrowException) as error:
         raise StoreError(where, str(error), "is not a slice object", TAMPERED) from None
 
 

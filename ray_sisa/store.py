@@ -96,24 +96,18 @@ class Store:
         self.uri = resolve_uri(uri)
         self.is_local = self.uri.startswith("/")
         self._objects: obstore.store.ObjectStore | None = None
-        try:
-            self._objects = (
-                LocalStore(self.uri, automatic_cleanup=True, mkdir=False) if self.is_local else from_url(self.uri)
-            )
-        except (BaseError, ValueError, OSError) as error:
-            # A local folder that is not there holds no object; it is made by the first put.
-            if not self.is_local or Path(self.uri).exists():
-                raise self._failed("open", "", error) from None
+        self._readable()
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
         return (Store, (self.uri,))
 
     def find(self, path: str) -> bytes | None:
         """The bytes of an object, or None where there is none."""
-        if self._objects is None:
+        objects = self._readable()
+        if objects is None:
             return None
         try:
-            return obstore.get(self._objects, path).bytes().to_bytes()
+            return obstore.get(objects, path).bytes().to_bytes()
         except FileNotFoundError:
             return None
         except (BaseError, OSError) as error:
@@ -154,10 +148,11 @@ class Store:
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Sizes in bytes of all objects under a folder, by path."""
-        if self._objects is None:
+        objects = self._readable()
+        if objects is None:
             return {}
         try:
-            batches = obstore.list(self._objects, folder or None, chunk_size=1000)
+            batches = obstore.list(objects, folder or None, chunk_size=1000)
             return {entry["path"]: entry["size"] for batch in batches for entry in batch}
         except FileNotFoundError:
             return {}
@@ -200,19 +195,36 @@ class Store:
         Raises:
             StoreError: absent, or not a valid record.
         """
-        return self._parse(path, self.get(path), kind)
+        return self.parse(path, self.get(path), kind)
 
     def find_record(self, path: str, kind: type[Record]) -> Record | None:
         """The record of a kind in a JSON object, or None where there is none."""
         data = self.find(path)
-        return None if data is None else self._parse(path, data, kind)
+        return None if data is None else self.parse(path, data, kind)
 
-    def _parse(self, path: str, data: bytes, kind: type[Record]) -> Record:
+    def parse(self, path: str, data: bytes, kind: type[Record]) -> Record:
+        """The record of a kind in the bytes of the object `path`.
+
+        Raises:
+            StoreError: not a valid record.
+        """
         try:
             return kind.model_validate_json(data)
         except ValidationError as error:
             rule = f"is not a valid {kind.__name__} ({error.error_count()} problem(s): {error.errors()[0]['msg']})"
             raise StoreError(f"{self.uri}/{path}", "", rule, "Restore it from a backup") from None
+
+    def _readable(self) -> obstore.store.ObjectStore | None:
+        """None for a local folder that is not there: it holds no object, until this or another process puts one."""
+        if self._objects is None:
+            try:
+                self._objects = (
+                    LocalStore(self.uri, automatic_cleanup=True, mkdir=False) if self.is_local else from_url(self.uri)
+                )
+            except (BaseError, ValueError, OSError) as error:
+                if not self.is_local or Path(self.uri).exists():
+                    raise self._failed("open", "", error) from None
+        return self._objects
 
     def _writable(self) -> obstore.store.ObjectStore:
         if self._objects is None:
@@ -224,9 +236,10 @@ class Store:
 
     def _failed(self, verb: str, path: str, error: Exception) -> StoreError:
         where = f"{self.uri}/{path}" if path else self.uri
+        reason = str(error).partition("\n")[0]  # the rest is the library's own trace
         return StoreError(
             where,
             "",
-            f"cannot {verb} it: {error}",
+            f"cannot {verb} it: {reason}",
             "Check the path, its permissions and its server",
         )

@@ -224,6 +224,7 @@ def _state(model: nn.Module) -> Weights:
 def _reproducible(training: TrainingRecipe, device: str) -> Iterator[None]:
     """Sets all that bits depend on besides the key, and puts it back: threads, algorithms, precision, generator."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts; without it cuBLAS may vary
@@ -236,5 +237,5 @@ def _reproducible(training: TrainingRecipe, device: str) -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(threads)
-            torch.use_deterministic_algorithms(deterministic)
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
             cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before

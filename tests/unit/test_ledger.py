@@ -1,0 +1,231 @@
+"""The ledger: append-only, chained, each request once; four processes at a time on a real folder."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_sisa.errors import RequestError, StoreError
+from ray_sisa.ledger import Ledger, append, deleted_by_shard, first_slices, read_ledger
+from ray_sisa.records import Place, Request
+from ray_sisa.store import Store, numbered
+
+place_maps = st.dictionaries(
+    st.tuples(st.integers(0, 3), st.integers(1, 4)),
+    st.lists(st.sampled_from("abcdefgh"), min_size=1, unique=True),
+    max_size=5,
+)
+
+
+def append_some(store: Store, count: int) -> list[Request]:
+    return [append(store, {(i % 2, 1 + i % 3): [f"id-{i}"]}, f"reason {i}", f"key-{i}") for i in range(count)]
+
+
+def path_of(store: Store, number: int) -> Path:
+    return Path(store.uri) / numbered("ledger", number)
+
+
+def request_of(number: int, places: dict[tuple[int, int], list[str]]) -> Request:
+    return Request(
+        number=number,
+        idempotency_key=f"key-{number}",
+        reason="",
+        places=tuple(Place(shard=s, slice=r, samples=tuple(ids)) for (s, r), ids in places.items()),
+        previous=None,
+        created_at="",
+    )
+
+
+def test_an_empty_ledger(store: Store) -> None:
+    ledger = read_ledger(store)
+    assert (ledger.requests, ledger.tip, ledger.position, ledger.deleted()) == ((), None, 0, {})
+    assert not Path(store.uri).exists()
+
+
+def test_append_and_read_back(store: Store) -> None:
+    made = append_some(store, 5)
+    ledger = read_ledger(Store(store.uri))
+    assert list(ledger.requests) == made
+    assert [r.number for r in made] == [1, 2, 3, 4, 5]
+    assert ledger.position == 5
+    assert ledger.after(3) == tuple(made[3:])
+    assert ledger.after(5) == ()
+    assert ledger.with_key("key-2") == made[2]
+    assert ledger.with_key("no such") is None
+    assert made[0].previous is None
+    assert len({r.previous for r in made}) == 5
+
+
+def test_any_id_and_reason_survive(store: Store) -> None:
+    ids = ["a/b", "../..", "line\nbreak", "nul\0", "é 漢 🜚", "x" * 10_000, ' "quoted" ', ""]
+    made = append(store, {(0, 1): ids}, "reason\n\0\"'", "key\0/..")
+    assert sorted(read_ledger(store).requests[0].sample_ids) == sorted(ids)
+    assert read_ledger(store).requests[0] == made
+
+
+# Idempotency.
+
+
+def test_a_key_applied_twice_is_one_request(store: Store) -> None:
+    first = append(store, {(0, 1): ["a", "b"], (1, 2): ["c"]}, "gdpr", "key")
+    assert append(store, {(1, 2): ["c"], (0, 1): ["b", "a"]}, "another reason", "key") == first
+    assert read_ledger(store).position == 1
+
+
+def test_a_key_for_other_samples_is_refused(store: Store) -> None:
+    append(store, {(0, 1): ["a"]}, "", "key")
+    with pytest.raises(RequestError, match=r"key: was used for other samples by request 1\. ") as caught:
+        append(store, {(0, 1): ["a", "b"]}, "", "key")
+    assert caught.value.field == "idempotency key"
+    assert read_ledger(store).position == 1
+
+
+@pytest.mark.parametrize("key", [None, ""])
+def test_without_a_key_content_decides(store: Store, key: str | None) -> None:
+    first = append(store, {(0, 1): ["a", "b"]}, "one", key)
+    assert append(store, {(0, 1): ["b", "a"]}, "two", key) == first
+    assert append(store, {(0, 1): ["a"]}, "one", key).number == 2
+    assert append(store, {(0, 1): ["a", "b"]}, "one", "own key").number == 3
+
+
+# The chain.
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+@pytest.mark.parametrize("what", ["edit", "delete", "copy of another", "truncate", "empty", "flip a byte"])
+def test_damage_before_the_tip_is_found(store: Store, number: int, what: str) -> None:
+    append_some(store, 5)
+    path = path_of(store, number)
+    data = path.read_bytes()
+    if what == "edit":
+        path.write_bytes(data.replace(b"reason", b"season"))
+    elif what == "delete":
+        path.unlink()
+    elif what == "copy of another":
+        path.write_bytes(path_of(store, 5).read_bytes())
+    elif what == "truncate":
+        path.write_bytes(data[:-1])
+    elif what == "empty":
+        path.write_bytes(b"")
+    else:
+        path.write_bytes(data[:40] + bytes([data[40] ^ 1]) + data[41:])
+    with pytest.raises(StoreError) as caught:
+        read_ledger(store)
+    # An edit that is still a valid record shows in the one after it.
+    assert caught.value.field in {f"{store.uri}/{numbered('ledger', n)}" for n in (number, number + 1)}
+    assert "backup" in caught.value.remedy
+    with pytest.raises(StoreError):
+        append(store, {(0, 1): ["z"]}, "", None)
+
+
+@pytest.mark.parametrize("what", ["number", "previous", "unknown field", "truncate", "empty", "copy of another"])
+def test_damage_of_the_tip_is_found(store: Store, what: str) -> None:
+    """What the chain can find there; a lost or plausibly edited last request shows against head and certificate."""
+    append_some(store, 3)
+    path = path_of(store, 3)
+    content = json.loads(path.read_bytes())
+    if what == "truncate":
+        path.write_bytes(path.read_bytes()[:-1])
+    elif what == "empty":
+        path.write_bytes(b"")
+    elif what == "copy of another":
+        path.write_bytes(path_of(store, 1).read_bytes())
+    else:
+        changed = {"number": {"number": 7}, "previous": {"previous": None}, "unknown field": {"extra": 1}}[what]
+        path.write_text(json.dumps(content | changed))
+    with pytest.raises(StoreError, match="00000003"):
+        read_ledger(store)
+
+
+@pytest.mark.parametrize(("a", "b"), [(1, 2), (2, 3), (1, 3)])
+def test_swapped_requests_are_found(store: Store, a: int, b: int) -> None:
+    append_some(store, 3)
+    one, other = path_of(store, a).read_bytes(), path_of(store, b).read_bytes()
+    path_of(store, a).write_bytes(other)
+    path_of(store, b).write_bytes(one)
+    with pytest.raises(StoreError, match="does not follow"):
+        read_ledger(store)
+
+
+def test_objects_of_other_names_are_no_requests(store: Store) -> None:
+    made = append_some(store, 2)
+    for name in ("notes.txt", "00000003.json.bak", "x00000003.json", "sub/00000003.json"):
+        store.put(f"ledger/{name}", b"{}")
+    assert list(read_ledger(store).requests) == made
+
+
+class LaggingListing(Store):
+    """Lists a folder as readdir(3) may while others write into it: a name from the middle is missing."""
+
+    def numbers(self, folder: str) -> list[int]:
+        return [n for n in super().numbers(folder) if n != 2]
+
+
+def test_a_listing_that_lags_is_no_damage(store: Store) -> None:
+    made = append_some(store, 3)
+    assert list(read_ledger(LaggingListing(store.uri)).requests) == made
+
+
+# What requests mean.
+
+
+@given(parts=st.lists(place_maps, max_size=5), up_to=st.integers(0, 6))
+def test_deleted_is_the_union(parts: list[dict[tuple[int, int], list[str]]], up_to: int) -> None:
+    ledger = Ledger(requests=tuple(request_of(n, p) for n, p in enumerate(parts, 1)), tip=None)
+    expected: dict[int, set[str]] = {}
+    for part in parts[:up_to]:
+        for (shard, _), ids in part.items():
+            expected.setdefault(shard, set()).update(ids)
+    assert ledger.deleted(up_to) == expected
+    assert ledger.deleted() == deleted_by_shard(ledger.requests)
+
+
+@given(parts=st.lists(place_maps, max_size=5))
+def test_first_slices_is_the_least(parts: list[dict[tuple[int, int], list[str]]]) -> None:
+    requests = [request_of(n, p) for n, p in enumerate(parts, 1)]
+    touched = {place for part in parts for place in part}
+    assert first_slices(requests) == {s: min(r for t, r in touched if t == s) for s, _ in touched}
+
+
+# Many writers.
+
+WRITER = """
+import sys
+from ray_sisa.ledger import append
+from ray_sisa.store import Store
+
+uri, writer = sys.argv[1:]
+store = Store(uri)
+sys.stdin.readline()  # all start at once
+for i in range(25):
+    shared = i % 5 == 0
+    name = f"shared-{i}" if shared else f"{writer}-{i}"
+    print(append(store, {(0, 1 + i % 3): [name]}, writer, name if shared else None).number, name)
+"""
+
+
+def test_four_processes_lose_nothing_and_repeat_nothing(store: Store) -> None:
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, store.uri, str(w)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for w in range(4)
+    ]
+    for writer in writers:
+        assert writer.stdin
+        writer.stdin.write("\n")
+        writer.stdin.flush()
+    told = [line.split() for w in writers for line in w.communicate()[0].splitlines()]
+    assert [w.returncode for w in writers] == [0] * 4
+    ledger = read_ledger(Store(store.uri))
+    # 4 x 20 requests of their own, and 5 that all four send.
+    assert ledger.position == 85
+    assert len(told) == 100
+    assert {(r.number, r.sample_ids[0]) for r in ledger.requests} == {(int(n), name) for n, name in told}
+    assert len({r.idempotency_key for r in ledger.requests}) == 85
