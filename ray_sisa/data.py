@@ -31,6 +31,9 @@ class Dataset:
         num_classes: labels are 0 .. num_classes - 1.
         mean: what to subtract: of each channel, images scaled to [0, 1]; of each feature, or of all.
         std: what to divide by after that, likewise.
+
+    Raises:
+        DataError: labels out of range, or splits of different shapes.
     """
 
     train: Samples
@@ -38,6 +41,14 @@ class Dataset:
     num_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if self.test is not None and self.test.shape != self.train.shape:
+            rule = f"must have the shape of the training samples, {list(self.train.shape)}"
+            raise DataError("test samples", list(self.test.shape), rule, "Bring both splits to one shape")
+        for split in (self.train, self.test):
+            if split is not None:
+                _check_labels(split, self.num_classes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,12 +88,6 @@ def load(config: DataConfig) -> Dataset:
     if config.source.startswith("torchvision:") and known is None and config.mean is None:
         raise _unknown_set(config, "data.mean, data.std")
     train, test = _splits(config)
-    if test is not None and test.shape != train.shape:
-        rule = f"must have the shape of the training samples, {list(train.shape)}"
-        raise DataError("test samples", list(test.shape), rule, "Bring both splits to one shape")
-    for split in (train, test):
-        if split is not None:
-            _check_labels(split, num_classes)
     mean, std = _scaling(config, train.shape)
     return Dataset(train=train, test=test, num_classes=num_classes, mean=mean, std=std)
 

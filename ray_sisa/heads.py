@@ -20,6 +20,11 @@ def latest_head(store: Store) -> Head | None:
     return store.read(numbered(FOLDER, numbers[-1]), Head) if numbers else None
 
 
+def all_heads(store: Store) -> list[Head]:
+    """All heads, the first one first."""
+    return [store.read(numbered(FOLDER, number), Head) for number in store.numbers(FOLDER)]
+
+
 def constituent(record: StageRecord) -> Constituent:
     """The constituent that a committed stage gives."""
     return Constituent(

@@ -80,7 +80,6 @@ class Reconciler:
             TrainingError, StoreError, ResourcesError: the run is left where the same command goes on.
         """
         with hold_lease(self._store, wait_s=wait_s) as lease:
-            uncertified = self._uncertified(read_ledger(self._store))
             while True:
                 ledger = self._make_effective()
                 chains = self._live.chains(ledger)
@@ -92,8 +91,8 @@ class Reconciler:
                     break
             lease.check()
             head = self._complete(chains, ledger)
-            self._certify(ledger, head)
-        return self._summary(head, chains, ledger, uncertified)
+            completed = self._certify(ledger)
+        return self._summary(head, chains, ledger, completed)
 
     def _make_effective(self) -> Ledger:
         ledger = read_ledger(self._store)
@@ -105,6 +104,7 @@ class Reconciler:
         return ledger
 
     def _purge(self, chains: Sequence[Chain], ledger: Ledger) -> None:
+        self._store.sweep_unfinished()
         # Save before delete: the smaller slices are made from the larger ones.
         self._live.write_slices(chains, ledger)
         slices = {stage.slice_digest for chain in chains for stage in chain.stages}
@@ -165,24 +165,28 @@ class Reconciler:
             raise StoreError(f"{self._store.uri}/stages", sorted(left), rule, "Stop it and run the command again")
         return head
 
-    def _uncertified(self, ledger: Ledger) -> tuple[Request, ...]:
+    def _certify(self, ledger: Ledger) -> tuple[Request, ...]:
         certified = set(self._store.numbers(CERTIFICATES))
-        return tuple(request for request in ledger.requests if request.number not in certified)
-
-    def _certify(self, ledger: Ledger, head: Head) -> None:
-        for request in self._uncertified(ledger):
-            certificate = self._certificate(request, ledger, head)
+        completed = tuple(request for request in ledger.requests if request.number not in certified)
+        history = heads.all_heads(self._store) if completed else []
+        for request in completed:
+            certificate = self._certificate(request, ledger, history)
             self._store.create(numbered(CERTIFICATES, request.number), certificate.to_bytes())
+        return completed
 
-    def _certificate(self, request: Request, ledger: Ledger, head: Head) -> Certificate:
+    def _certificate(self, request: Request, ledger: Ledger, history: Sequence[Head]) -> Certificate:
+        """What was done for a request together with those that were completed with it."""
+        head = next(h for h in history if h.complete and h.ledger >= request.number)
+        earlier = max((h.ledger for h in history if h.complete and h.ledger < request.number), default=0)
         shards = sorted(first_slices([request]))
-        before, after = ledger.deleted(request.number - 1), ledger.deleted(request.number)
+        before, after = ledger.deleted(earlier), ledger.deleted(head.ledger)
         old = {k for s in shards for k in self._live.chain(s, before.get(s, set())).keys}
         new = {stage.key: stage for s in shards for stage in self._live.chain(s, after.get(s, set())).stages}
         retrained = [stage for key, stage in new.items() if key not in old]
         return Certificate(
             request=request.number,
             request_digest=digest_bytes(self._store.get(numbered(LEDGER, request.number))),
+            batch=tuple(range(earlier + 1, head.ledger + 1)),
             num_samples=len(request.sample_ids),
             affected_shards=tuple(shards),
             retired_stages=tuple(sorted(old - new.keys())),
@@ -192,7 +196,7 @@ class Reconciler:
             head=head.number,
             ensemble_digest=head.ensemble_digest,
             requested_at=request.created_at,
-            effective_at=self._effective_at(request.number),
+            effective_at=next(h.created_at for h in history if h.ledger >= request.number),
             completed_at=now(),
             claim=CLAIM,
         )
@@ -200,21 +204,9 @@ class Reconciler:
     def _full_training(self, ledger: Ledger) -> int:
         return sum(chain.sample_passes for chain in self._live.chains(ledger, 0))
 
-    def _effective_at(self, request: int) -> str:
-        """When the first head that respects a request was written."""
-        effective = now()
-        for number in reversed(self._store.numbers(heads.FOLDER)):
-            head = self._store.read(numbered(heads.FOLDER, number), Head)
-            if head.ledger < request:
-                break
-            effective = head.created_at
-        return effective
-
     def _summary(
-        self, head: Head, chains: Sequence[Chain], ledger: Ledger, requests: Sequence[Request]
+        self, head: Head, chains: Sequence[Chain], ledger: Ledger, completed: Sequence[Request]
     ) -> Reconciliation:
-        later = [r for r in ledger.requests if r.number > max((q.number for q in requests), default=ledger.position)]
-        completed = [*requests, *later]
         return Reconciliation(
             head=head.number,
             ensemble_digest=head.ensemble_digest,

@@ -149,6 +149,8 @@ class Certificate(StoredRecord):
 
     request: int
     request_digest: str
+    batch: tuple[int, ...]
+    """Requests that were completed together; what follows is of all of them, in the shards that this one touches."""
     num_samples: int
     affected_shards: tuple[int, ...]
     retired_stages: tuple[str, ...]

@@ -169,6 +169,13 @@ class Store:
             except (BaseError, OSError) as error:
                 raise self._failed("delete", path, error) from None
 
+    def sweep_unfinished(self) -> None:
+        """Removes what processes killed within a put left of samples and weights: local files that no listing shows."""
+        if self.is_local:
+            for folder in ("slices", "stages"):
+                for path in Path(self.uri, folder).rglob("*#*"):
+                    path.unlink(missing_ok=True)
+
     def numbers(self, folder: str) -> list[int]:
         """Numbers of the objects of a numbered series, ascending."""
         pattern = re.compile(rf"{folder}/(\d+)\.json")

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from sklearn.datasets import load_digits
+from torch import nn
 
 from ray_sisa.config import RunConfig, make_config
 from ray_sisa.data import Dataset
@@ -39,7 +40,14 @@ CNN: dict[str, Any] = {
     "label_smoothing": 0.1,
     "precision": "bfloat16",
 }
-RECIPES = {"mlp": MLP, "cnn": CNN}
+DROPOUT = MLP | {"model": "small_runs:dropout_network"}
+RECIPES = {"mlp": MLP, "cnn": CNN, "dropout": DROPOUT}
+
+
+def dropout_network(num_classes: int, image_shape: tuple[int, ...]) -> nn.Module:
+    """A network that draws random numbers while it is trained."""
+    size = torch.Size(image_shape).numel()
+    return nn.Sequential(nn.Flatten(), nn.Linear(size, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, num_classes))
 
 
 def digits(first: int, count: int) -> Samples:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,7 +21,9 @@ from ray.util import ActorPool
 from ray_sisa.config import Scaling
 from ray_sisa.engine.runner import Item, Result
 from ray_sisa.engine.work import ChainEnded, ChainWork, EpochDone, Event, StageDone
-from ray_sisa.errors import ResourcesError, SisaError
+from ray_sisa.errors import ResourcesError, TrainingError
+
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # Ray's, in tracebacks
 
 
 class ShardWorker:
@@ -105,9 +108,9 @@ class RayRunner:
         except RayError as error:
             for actor in actors:
                 ray.kill(actor)
-            if isinstance(error, RayTaskError) and isinstance(error.cause, SisaError):
-                raise error.cause from None  # made for the user to read, as it was raised
-            raise
+            if isinstance(error, RayTaskError):
+                raise error.cause from error
+            raise TrainingError("worker", "", f"was lost: {error}", "Run the command again") from error
         self._idle += actors
         return results
 
@@ -131,7 +134,7 @@ class RayRunner:
             ended = ChainEnded(shard=shard, ending="finished")
         except RayTaskError as error:
             self._idle.append(actor)  # the process lives: only what it ran failed
-            ended = ChainEnded(shard=shard, ending="application", message=str(error))
+            ended = ChainEnded(shard=shard, ending="application", message=COLOURS.sub("", str(error)))
         except RayError as error:
             ray.kill(actor)  # it may be out of reach rather than dead: no two may train on
             preempted = isinstance(error, ActorDiedError) and error.preempted

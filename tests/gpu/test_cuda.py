@@ -1,4 +1,4 @@
-"""The laws on a CUDA device: same keys, same bytes, twice; and unlearned equals never trained. Real training, no fakes."""
+"""The laws on a CUDA device: same keys, same bytes, twice; unlearned equals never trained. Real training, no fakes."""
 
 from __future__ import annotations
 
@@ -46,9 +46,7 @@ def test_unlearned_is_never_trained_bit_for_bit(tmp_path: Path, precision: str) 
     ids = everything.train.ids.to_pylist()
     forget = ids[::FORGET_EVERY]
     kept = everything.train.select(set(ids) - set(forget))
-    without = Dataset(
-        train=kept, test=everything.test, num_classes=10, mean=everything.mean, std=everything.std
-    )
+    without = Dataset(train=kept, test=everything.test, num_classes=10, mean=everything.mean, std=everything.std)
     run = create(tmp_path / "unlearned", everything, precision)
     before = run.train(runner="local")
     again = create(tmp_path / "again", everything, precision).train(runner="local")

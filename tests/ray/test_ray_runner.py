@@ -1,0 +1,299 @@
+"""The runner on Ray: same bytes as the local one, errors that reach the user whole, workers that die and are replaced.
+
+Real are Ray, its worker processes, the store and the kills; nothing is faked.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import failing_networks
+import pytest
+import ray
+from small_runs import (
+    CNN,
+    FORGET_SETS,
+    MLP,
+    all_samples,
+    assert_same_models,
+    dataset,
+    digits,
+    files_of,
+    folder_of,
+    small_config,
+    without,
+    write_parquet,
+)
+
+from ray_sisa.config import Scaling
+from ray_sisa.engine.local_runner import LocalRunner
+from ray_sisa.engine.ray_runner import RayRunner
+from ray_sisa.engine.runner import Runner
+from ray_sisa.engine.work import ChainEnded, ChainWork, Event, StageDone
+from ray_sisa.errors import ResourcesError, TrainingError
+from ray_sisa.run import Run
+from ray_sisa.samples import Samples
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def notes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where `failing_networks` writes what it did."""
+    folder = tmp_path_factory.mktemp("notes")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv(failing_networks.FOLDER, str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def cluster(notes: Path) -> Iterator[None]:
+    """A Ray of two CPUs on this machine, whose workers inherit `notes` and find `failing_networks`."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def on_ray(cluster: None) -> Iterator[RayRunner]:
+    """One runner for all tests, so that its workers are started once."""
+    runner = RayRunner(Scaling())
+    yield runner
+    runner.close()
+
+
+@pytest.fixture(scope="module")
+def samples() -> Samples:
+    """D."""
+    return all_samples()
+
+
+def train(folder: Path, name: str, runner: Runner, samples: Samples, recipe: dict[str, Any], **scaling: Any) -> Run:
+    run = Run.create(small_config(folder, name=name, recipe=recipe, scaling=scaling), dataset=dataset(samples))
+    run.train(runner=runner)
+    return run
+
+
+class _Wrapped:
+    """A runner that is another one, but for what subclasses change."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runner, name)
+
+
+class _OneAtATime(_Wrapped):
+    """Says that it holds one chain, so that chains come one after another."""
+
+    def capacity(self) -> int:
+        return 1
+
+
+class _Counts(_Wrapped):
+    """Counts the chains in flight."""
+
+    in_flight = most = 0
+
+    def start(self, work: ChainWork) -> None:
+        self.in_flight += 1
+        self.most = max(self.most, self.in_flight)
+        self._runner.start(work)
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        events = self._runner.poll(timeout_s)
+        self.in_flight -= sum(isinstance(event, ChainEnded) for event in events)
+        return events
+
+
+# --- the same bytes
+
+
+@pytest.mark.parametrize(
+    ("forget", "recipe"),
+    [("a block over two shards", CNN), ("samples spread over all shards", MLP), ("all data", MLP)],
+    ids=["block-cnn", "spread-mlp", "all-mlp"],
+)
+def test_unlearned_is_never_trained_on_ray_and_across_runners(
+    forget: str, recipe: dict[str, Any], samples: Samples, on_ray: RayRunner, tmp_path: Path
+) -> None:
+    unlearned = train(tmp_path, "unlearned", on_ray, samples, recipe)
+    assert_same_models(unlearned, train(tmp_path, "here", LocalRunner(), samples, recipe))
+    ids = FORGET_SETS[forget](unlearned)
+    unlearned.forget(samples=ids)
+    unlearned.unlearn(runner=on_ray)
+    rest = without(samples, ids)
+    assert_same_models(unlearned, train(tmp_path, "never-here", LocalRunner(), rest, recipe))
+    assert_same_models(unlearned, train(tmp_path, "never-on-ray", on_ray, rest, recipe))
+
+
+def test_trained_here_and_unlearned_on_ray(samples: Samples, on_ray: RayRunner, tmp_path: Path) -> None:
+    mixed = train(tmp_path, "mixed", LocalRunner(), samples, MLP)
+    ids = FORGET_SETS["one sample in the first slice"](mixed)
+    mixed.forget(samples=ids)
+    events: list[Event] = []
+    done = mixed.unlearn(runner=on_ray, tell=events.append)
+    assert done.stages_trained == len([e for e in events if isinstance(e, StageDone)]) == 3
+    assert_same_models(mixed, train(tmp_path, "never", LocalRunner(), without(samples, ids), MLP))
+
+
+def test_evaluate_and_verify_measure_the_same_on_both(samples: Samples, on_ray: RayRunner, tmp_path: Path) -> None:
+    source = {
+        "train": write_parquet(tmp_path / "train.parquet", samples),
+        "test": write_parquet(tmp_path / "test.parquet", digits(240, 60)),
+    }
+    run = Run.create(small_config(tmp_path, data=source))
+    run.train(runner=on_ray)
+    ids = FORGET_SETS["samples spread over all shards"](run)
+    here, there = (run.evaluate(forget=ids, runner=runner) for runner in (LocalRunner(), on_ray))
+    assert here.test.num_samples == 60
+    # All but the time of day: the same head, numbers and shards.
+    assert _numbers(here) == _numbers(there)
+    assert run.verify(runner=LocalRunner()) == run.verify(runner=on_ray)
+    assert run.verify(runner=on_ray).ok
+
+    key = next(r.slice_digest for r in run.stages() if (r.shard, r.slice) == (2, 2))
+    (folder_of(run) / f"slices/{key}.arrow").write_bytes(b"not an Arrow file")
+    here_, there_ = run.verify(runner=LocalRunner()), run.verify(runner=on_ray)
+    assert not there_.ok
+    assert here_ == there_
+
+
+def _numbers(evaluation: Any) -> tuple[Any, ...]:
+    fields = ("ensemble_digest", "test", "shards", "ensemble_membership", "shard_memberships", "forget", "retain")
+    return tuple(getattr(evaluation, name) for name in fields)
+
+
+def test_as_many_chains_at_a_time_as_the_cluster_holds(samples: Samples, on_ray: RayRunner, tmp_path: Path) -> None:
+    runner = _Counts(on_ray)
+    assert on_ray.capacity() == 2
+    train(tmp_path, "run", runner, samples, MLP)
+    assert runner.most == 2
+
+
+# --- failures
+
+
+def test_an_error_of_the_users_code_comes_back_whole_and_is_not_tried_again(
+    samples: Samples, on_ray: RayRunner, notes: Path, tmp_path: Path
+) -> None:
+    recipe = MLP | {"model": "failing_networks:raises"}
+    with pytest.raises(TrainingError) as failed:
+        train(tmp_path, "run", _OneAtATime(on_ray), samples, recipe, max_failures=5)
+    message = str(failed.value)
+    assert "ZeroDivisionError: this network divides by zero" in message
+    assert "failing_networks.py" in message
+    assert 'raise ZeroDivisionError("this network divides by zero")' in message  # the line, as a traceback shows it
+    assert "failed (application" in message
+    attempts = (notes / "raised").read_text().splitlines()
+    assert len(attempts) == 1
+    assert int(attempts[0]) != os.getpid()
+    # The worker outlives the error: another run goes on in it.
+    assert train(tmp_path, "next", on_ray, samples, MLP).status().complete
+
+
+class _Killer:
+    """Kills the process that writes its id to the pipe of `failing_networks.Waits`; once."""
+
+    def __init__(self, notes: Path) -> None:
+        self._pipe = notes / "waits"
+        os.mkfifo(self._pipe)
+        self.killed: list[int] = []
+        self._thread = threading.Thread(target=self._kill, daemon=True)
+        self._thread.start()
+
+    def _kill(self) -> None:
+        process = int(self._pipe.read_text())  # blocks until a worker writes
+        self._pipe.unlink()
+        os.kill(process, signal.SIGKILL)
+        self.killed.append(process)
+
+    def join(self) -> int:
+        self._thread.join(60)
+        (process,) = self.killed
+        return process
+
+
+def test_a_killed_worker_is_replaced_and_the_end_is_the_same(
+    samples: Samples, on_ray: RayRunner, notes: Path, tmp_path: Path
+) -> None:
+    recipe = MLP | {"model": "failing_networks:waits"}
+    expected = train(tmp_path, "expected", LocalRunner(), samples, recipe)
+    run = Run.create(
+        small_config(tmp_path, name="killed", recipe=recipe, scaling={"max_failures": 1}), dataset=dataset(samples)
+    )
+    killer, events = _Killer(notes), list[Event]()
+    run.train(runner=_OneAtATime(on_ray), tell=events.append)
+    assert killer.join() != os.getpid()
+    assert_same_models(run, expected)
+    endings = [event.ending for event in events if isinstance(event, ChainEnded)]
+    assert sorted(endings) == ["finished", "finished", "finished", "worker"]
+    trained = [event.record.key for event in events if isinstance(event, StageDone)]
+    assert len(trained) == len(set(trained)) == 9  # nothing that was committed was trained again
+
+
+def test_a_killed_worker_counts_against_max_failures(
+    samples: Samples, on_ray: RayRunner, notes: Path, tmp_path: Path
+) -> None:
+    recipe = MLP | {"model": "failing_networks:waits"}
+    config = small_config(tmp_path, recipe=recipe, scaling={"max_failures": 0})
+    run = Run.create(config, dataset=dataset(samples))
+    killer = _Killer(notes)
+    with pytest.raises(TrainingError, match=r"failed \(worker, 1 worker failures\)"):
+        run.train(runner=_OneAtATime(on_ray))
+    killer.join()
+    committed = files_of(folder_of(run) / "stages")
+    run.train(runner=LocalRunner())  # the same command goes on; here, since no worker is left
+    assert run.status().complete
+    after = files_of(folder_of(run) / "stages")
+    assert all(after[name] == state for name, state in committed.items() if _was_committed(name, committed))
+    assert_same_models(run, train(tmp_path, "expected", LocalRunner(), samples, recipe))
+
+
+def _was_committed(name: str, files: dict[str, Any]) -> bool:
+    return f"{name.split('/')[0]}/stage.json" in files
+
+
+# --- resources
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("scaling", "numbers"),
+    [
+        ({"resources_per_worker": {"CPU": 64}}, ("64", "2.0")),
+        ({"resources_per_worker": {"CPU": 1, "accelerator_of_tomorrow": 1}}, ("accelerator_of_tomorrow", "1 node")),
+        ({"label_selector": {"zone": "nowhere"}}, ("nowhere", "1 node")),
+    ],
+    ids=["cpus", "custom resource", "label"],
+)
+def test_what_the_cluster_cannot_hold_fails_at_once_with_numbers(
+    scaling: dict[str, Any], numbers: tuple[str, ...], samples: Samples, cluster: None, tmp_path: Path
+) -> None:
+    run = Run.create(small_config(tmp_path, scaling=scaling), dataset=dataset(samples))
+    before = files_of(folder_of(run))
+    with pytest.raises(ResourcesError) as refused:
+        run.train(runner="ray")
+    assert all(number in str(refused.value) for number in ("resources_per_worker", *numbers))
+    assert files_of(folder_of(run)) == before
+
+
+# Last, since it ends the workers that the other tests share.
+def test_no_more_chains_at_a_time_than_allowed(samples: Samples, on_ray: RayRunner, tmp_path: Path) -> None:
+    on_ray.close()  # gives its CPUs back; were it used again, it would start other workers
+    allowed_one = RayRunner(Scaling(max_concurrent_shards=1))
+    runner = _Counts(allowed_one)
+    try:
+        assert allowed_one.capacity() == 1
+        train(tmp_path, "run", runner, samples, MLP)
+    finally:
+        allowed_one.close()
+    assert runner.most == 1
