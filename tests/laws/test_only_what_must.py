@@ -137,3 +137,23 @@ def test_the_layout_of_the_study(tmp_path: Path) -> None:
         (2, 5, 7_500),
         (3, 5, 12_500),
     ]
+
+
+def test_certificates_of_one_batch_name_only_stages_that_were_there_and_are(copied: Callable[..., Run]) -> None:
+    run = copied()
+    before = {r.key for r in run.stages()}
+    run.forget(samples=run.sample_ids(0, 1)[:1])
+    run.forget(samples=run.sample_ids(0, 2)[:1])
+    done = run.unlearn(runner="local")
+    after = {r.key for r in run.stages()}
+    certificates = run.certificates()
+    assert [c.request for c in certificates] == [1, 2] == list(done.requests)
+    for certificate in certificates:
+        assert certificate.batch == (1, 2)
+        assert set(certificate.retired_stages) == before - after
+        assert set(certificate.retrained_stages) == after - before
+        assert certificate.sample_passes == done.sample_passes
+    run.forget(samples=run.sample_ids(2, 3)[:1])
+    run.unlearn(runner="local")
+    latest = run.certificates()[-1]
+    assert (latest.request, latest.batch, len(latest.retrained_stages)) == (3, (3,), 1)
