@@ -18,13 +18,7 @@ if TYPE_CHECKING:
 
 def canonical_json(value: Any) -> bytes:
     """`value` as JSON with sorted keys and no spaces, in UTF-8; NaN and infinities are refused."""
-    return json.dumps(
-        value,
-        sort_keys=True,
-        separators=(",", ":"),
-        ensure_ascii=False,
-        allow_nan=False,
-    ).encode()
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def digest_bytes(*parts: bytes | memoryview) -> str:

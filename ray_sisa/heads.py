@@ -73,11 +73,7 @@ def write_head(store: Store, constituents: Sequence[Constituent], *, ledger: int
     """
     previous = latest_head(store)
     digest = ensemble_digest(constituents)
-    if previous and (previous.ensemble_digest, previous.ledger, previous.complete) == (
-        digest,
-        ledger,
-        complete,
-    ):
+    if previous and (previous.ensemble_digest, previous.ledger, previous.complete) == (digest, ledger, complete):
         return previous
     head = Head(
         number=previous.number + 1 if previous else 1,
@@ -89,10 +85,5 @@ def write_head(store: Store, constituents: Sequence[Constituent], *, ledger: int
         created_at=now(),
     )
     if not store.create(numbered(FOLDER, head.number), head.to_bytes()):
-        raise BusyError(
-            "head",
-            head.number,
-            "was written by another process",
-            "Run the command again",
-        )
+        raise BusyError("head", head.number, "was written by another process", "Run the command again")
     return head

@@ -67,10 +67,7 @@ class ShardIndex:
         """Digest and size of each slice 1..R."""
         edges = np.searchsorted(self.slices, np.arange(1, num_slices + 2))
         return tuple(
-            SliceSummary(
-                digest=slice_digest(self.row_digests[a:b], shape),
-                num_samples=int(b - a),
-            )
+            SliceSummary(digest=slice_digest(self.row_digests[a:b], shape), num_samples=int(b - a))
             for a, b in itertools.pairwise(edges)
         )
 
@@ -101,16 +98,9 @@ def digest_rows(samples: Samples) -> np.ndarray:
 def index_to_bytes(index: ShardIndex) -> bytes:
     """The index as an Arrow IPC file."""
     rows = pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(ROW_BYTES),
-        len(index.slices),
-        [None, pa.py_buffer(np.ascontiguousarray(index.row_digests))],
+        pa.binary(ROW_BYTES), len(index.slices), [None, pa.py_buffer(np.ascontiguousarray(index.row_digests))]
     )
-    columns = {
-        "slice": index.slices,
-        "sample_id": index.ids,
-        "subject_id": index.subjects,
-        "row_digest": rows,
-    }
+    columns = {"slice": index.slices, "sample_id": index.ids, "subject_id": index.subjects, "row_digest": rows}
     return table_to_bytes(pa.table(columns))
 
 

@@ -46,12 +46,7 @@ class Lease:
         if numbers and numbers[-1] > mine.number:
             latest = self._store.find_record(numbered(FOLDER, numbers[-1]), LeaseRecord)
             if latest and latest.holder != mine.holder:
-                raise BusyError(
-                    "lease",
-                    latest.holder,
-                    "took over this run",
-                    "Run the command again",
-                )
+                raise BusyError("lease", latest.holder, "took over this run", "Run the command again")
 
     def release(self) -> None:
         """Gives the run back at once."""
@@ -113,12 +108,7 @@ def _take(store: Store, wait_s: float, duration_s: float) -> Lease:
         elif time.monotonic() >= deadline:
             left = latest.expires_at - time.time()
             rule = f"is working on this run (its lease ends in {left:.0f} s unless it is renewed)"
-            raise BusyError(
-                "lease",
-                latest.holder,
-                rule,
-                "Wait for it to end, or pass --wait SECONDS",
-            )
+            raise BusyError("lease", latest.holder, rule, "Wait for it to end, or pass --wait SECONDS")
         time.sleep(min(0.2, duration_s / 10))
 
 

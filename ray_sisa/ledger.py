@@ -82,12 +82,7 @@ def read_ledger(store: Store) -> Ledger:
     return Ledger(requests=tuple(requests), tip=tip)
 
 
-def append(
-    store: Store,
-    places: Mapping[tuple[int, int], list[str]],
-    reason: str,
-    key: str | None,
-) -> Request:
+def append(store: Store, places: Mapping[tuple[int, int], list[str]], reason: str, key: str | None) -> Request:
     """Appends a request and returns it; one with the same idempotency key is returned as it stands.
 
     Once this returns, the request is kept: a crash before the create leaves nothing, one after it leaves all.
@@ -123,10 +118,5 @@ def append(
 def _same(known: Request, named: tuple[Place, ...]) -> Request:
     if known.places != named:
         rule = f"was used for other samples by request {known.number}"
-        raise RequestError(
-            "idempotency key",
-            known.idempotency_key,
-            rule,
-            "Give each request its own key",
-        )
+        raise RequestError("idempotency key", known.idempotency_key, rule, "Give each request its own key")
     return known

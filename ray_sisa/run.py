@@ -188,10 +188,7 @@ class Run:
         gone = sum(sample in deleted.get(shard, ()) for shard, sample in named)
         request = append(self.store, places, reason, key)
         return Forgotten(
-            request=request.number,
-            samples=len(named) - gone,
-            already_forgotten=gone,
-            unknown=tuple(unknown),
+            request=request.number, samples=len(named) - gone, already_forgotten=gone, unknown=tuple(unknown)
         )
 
     def locate(self, *, samples: Iterable[str] = (), subjects: Iterable[str] = ()) -> tuple[Places, list[str]]:

@@ -67,44 +67,19 @@ def make_samples(
     id_array = pa.array(ids, pa.string())
     subject_array = id_array if subjects is None else pa.array(subjects, pa.string())
     label_array = np.asarray(labels, dtype=np.int64)
-    counts = {
-        "ids": len(id_array),
-        "subjects": len(subject_array),
-        "images": len(images),
-        "labels": len(label_array),
-    }
+    counts = {"ids": len(id_array), "subjects": len(subject_array), "images": len(images), "labels": len(label_array)}
     if len(set(counts.values())) > 1:
-        raise DataError(
-            "samples",
-            counts,
-            "must have one id, subject, image and label each",
-            "Check the columns",
-        )
+        raise DataError("samples", counts, "must have one id, subject, image and label each", "Check the columns")
     kind = (str(images.dtype), images.ndim)
     if kind not in {("uint8", 4), ("float32", 2)}:
         rule = "must be uint8 [N, H, W, C] images or float32 [N, D] features"
-        raise DataError(
-            "images",
-            f"{images.dtype} {list(images.shape)}",
-            rule,
-            "Convert them before they are given",
-        )
+        raise DataError("images", f"{images.dtype} {list(images.shape)}", rule, "Convert them before they are given")
     for name, column in (("id", id_array), ("subject", subject_array)):
         if column.null_count:
-            raise DataError(
-                name,
-                f"{column.null_count} nulls",
-                "must be given for every sample",
-                "Fill the column",
-            )
+            raise DataError(name, f"{column.null_count} nulls", "must be given for every sample", "Fill the column")
     if len(id_array.unique()) != len(id_array):
         repeated = [v["values"] for v in id_array.value_counts().to_pylist() if v["counts"] > 1]
-        raise DataError(
-            "id",
-            repeated[:5],
-            "must be unique",
-            "Give each sample its own id, or leave the id column out",
-        )
+        raise DataError("id", repeated[:5], "must be unique", "Give each sample its own id, or leave the id column out")
     return Samples(ids=id_array, subjects=subject_array, images=images, labels=label_array)
 
 

@@ -7,14 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_sisa.errors import StoreError
-from ray_sisa.index import (
-    ShardIndex,
-    digest_rows,
-    one_chunk,
-    slice_digest,
-    table_from_bytes,
-    table_to_bytes,
-)
+from ray_sisa.index import ShardIndex, digest_rows, one_chunk, slice_digest, table_from_bytes, table_to_bytes
 from ray_sisa.samples import Samples
 from ray_sisa.store import Store, slice_object, test_object
 
@@ -24,12 +17,7 @@ TAMPERED = "Its content was changed after it was written. Restore it from a back
 def slice_to_bytes(samples: Samples) -> bytes:
     """The samples of a slice (at least one) as an Arrow IPC file."""
     images = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(samples.images))
-    columns = {
-        "sample_id": samples.ids,
-        "subject_id": samples.subjects,
-        "label": samples.labels,
-        "image": images,
-    }
+    columns = {"sample_id": samples.ids, "subject_id": samples.subjects, "label": samples.labels, "image": images}
     return table_to_bytes(pa.table(columns))
 
 

@@ -121,12 +121,7 @@ class Store:
         """
         data = self.find(path)
         if data is None:
-            raise StoreError(
-                f"{self.uri}/{path}",
-                "",
-                "is not there",
-                "Run `ray-sisa unlearn` to make it again",
-            )
+            raise StoreError(f"{self.uri}/{path}", "", "is not there", "Run `ray-sisa unlearn` to make it again")
         return data
 
     def put(self, path: str, data: bytes) -> None:
@@ -244,9 +239,4 @@ class Store:
     def _failed(self, verb: str, path: str, error: Exception) -> StoreError:
         where = f"{self.uri}/{path}" if path else self.uri
         reason = str(error).partition("\n")[0]  # the rest is the library's own trace
-        return StoreError(
-            where,
-            "",
-            f"cannot {verb} it: {reason}",
-            "Check the path, its permissions and its server",
-        )
+        return StoreError(where, "", f"cannot {verb} it: {reason}", "Check the path, its permissions and its server")

@@ -127,11 +127,7 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, device: str) -> to
     groups = [group for group in groups if group["params"]]
     if config.name == "sgd":
         return torch.optim.SGD(
-            groups,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            nesterov=config.nesterov,
-            fused=True,
+            groups, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=config.nesterov, fused=True
         )
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     return kind(groups, betas=config.betas, weight_decay=config.weight_decay, fused=True)
@@ -169,12 +165,7 @@ def _step(
 
 
 def _measure(
-    epoch: int,
-    means: Tensor,
-    model: nn.Module,
-    training: TrainingRecipe,
-    test: LabelledImages | None,
-    device: str,
+    epoch: int, means: Tensor, model: nn.Module, training: TrainingRecipe, test: LabelledImages | None, device: str
 ) -> EpochMetrics:
     loss, correct = means.tolist()
     measured = EpochMetrics(epoch=epoch, loss=loss, train_top1=correct)

@@ -69,12 +69,7 @@ class Replayer:
 
 
 def verify(
-    store: Store,
-    run: RunRecord,
-    live: LiveSet,
-    shards: Sequence[int],
-    sample: int | None,
-    open_runner: OpenRunner,
+    store: Store, run: RunRecord, live: LiveSet, shards: Sequence[int], sample: int | None, open_runner: OpenRunner
 ) -> Verification:
     """Trains the stages of some shards again, or `sample` stages drawn at random from them."""
     ledger = read_ledger(store)
