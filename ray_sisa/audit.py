@@ -13,9 +13,8 @@ import numpy as np
 from ray_sisa.clock import now
 from ray_sisa.engine.runner import Runner, device_of
 from ray_sisa.ensemble import Inputs, aggregate, constituent_outputs
-from ray_sisa.errors import DataError
 from ray_sisa.evaluation.accuracy import Accuracy, accuracy, cross_entropy
-from ray_sisa.evaluation.membership import Membership, membership_inference
+from ray_sisa.evaluation.membership import MIN_PER_CLASS, Membership, membership_inference
 from ray_sisa.heads import ensemble_digest
 from ray_sisa.records import Constituent, Head, RunRecord
 from ray_sisa.samples import Samples, concatenate
@@ -150,7 +149,6 @@ def evaluate(
 
 
 def _attack(members: np.ndarray, test: np.ndarray) -> Membership | None:
-    try:
-        return membership_inference(members, test)
-    except DataError:
+    if len(members) < MIN_PER_CLASS or len(test) < 2 * MIN_PER_CLASS:
         return None  # too few to attack: reported as such, not as a number
+    return membership_inference(members, test)

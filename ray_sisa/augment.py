@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,7 @@ class Draws:
 
 
 class Batches:
-    """A stage's samples on the device, and the batches of its epochs.
+    """A stage's samples, at least one, on the device, and the batches of its epochs.
 
     Crops are of images padded with zeros by an eighth of their height (4 pixels of 32); the cut-out square has a
     quarter of the height (8 of 32, DeVries and Taylor 2017).
@@ -43,7 +44,6 @@ class Batches:
     def __init__(self, images: Tensor, labels: Tensor, training: TrainingRecipe, device: str) -> None:
         """Moves `images` (uint8 [n, H, W, C] or float32 [n, D]) and `labels` (int64 [n]) to the device."""
         self._augment = training.recipe.augment if images.ndim == 4 else ()
-        self._batch_size = training.recipe.batch_size
         self._normalise = Normalise(training, device)
         self._pad = images.shape[1] // 8 if "crop" in self._augment else 0
         self._height, self._width = (*images.shape[1:3], 1)[:2] if images.ndim == 4 else (1, 1)
@@ -52,21 +52,28 @@ class Batches:
         self._labels = labels.to(device)
         self._device = device
 
+        self._edges = _batch_edges(max(2, len(labels)), training.recipe.batch_size)
+
     def __len__(self) -> int:
-        return -(-len(self._labels) // self._batch_size)
+        return len(self._edges) - 1
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of an epoch: n, and two where there is one sample, which is then read twice."""
+        return self._edges[-1]
 
     def epoch(self, key: str, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch of the stage `key`: float32 [B, C, H, W] channels last (or [B, D]), int64 [B]."""
         draws = self._draw(torch.Generator().manual_seed(derive_seed(key, f"epoch-{number}")))
-        for start in range(0, len(self._labels), self._batch_size):
-            batch = slice(start, start + self._batch_size)
+        for start, end in pairwise(self._edges):
+            batch = slice(start, end)
             rows = draws.order[batch]
             yield self._normalise(self._read(rows, draws, batch)), self._labels[rows]
 
     def _draw(self, generator: torch.Generator) -> Draws:
-        n = len(self._labels)
+        n = self.num_rows
         # All four are always drawn, in this order, so that one augmentation does not change another's stream.
-        order = torch.randperm(n, generator=generator)
+        order = torch.randperm(n, generator=generator) % len(self._labels)
         offsets = torch.randint(0, 2 * self._pad + 1, (n, 2), generator=generator)
         flips = torch.rand(n, generator=generator) < 0.5
         holes = (torch.rand(n, 2, generator=generator) * torch.tensor([self._height, self._width])).long()
@@ -91,6 +98,14 @@ class Batches:
         # Even sides have no middle: the square is [-half, half) about its centre.
         down, right = (down >= -half) & (down < half), (right >= -half) & (right < half)
         return images.masked_fill((down[:, :, None] & right[:, None, :])[..., None], 0)
+
+
+def _batch_edges(num_rows: int, batch_size: int) -> list[int]:
+    """Where batches begin and end. One row left over joins the batch before it: BatchNorm cannot take one alone."""
+    edges = [*range(0, num_rows, batch_size), num_rows]
+    if len(edges) > 2 and edges[-1] - edges[-2] == 1:
+        del edges[-2]
+    return edges
 
 
 class Normalise:

@@ -1,4 +1,4 @@
-"""The ensemble in force, loaded: constituents that vote. It never serves a stage that saw a deleted sample."""
+"""The ensemble in force, loaded: constituents that vote, and none that saw a deleted sample."""
 
 from __future__ import annotations
 
@@ -8,37 +8,51 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ray_sisa.errors import DataError
-from ray_sisa.records import Constituent, Head, RunRecord
-from ray_sisa.store import Store
+from ray_sisa.errors import DataError, StoreError
+from ray_sisa.heads import FOLDER as HEADS
+from ray_sisa.heads import in_force, latest_head
+from ray_sisa.ledger import EMPTY, read_ledger
+from ray_sisa.ledger import FOLDER as LEDGER
+from ray_sisa.records import Constituent, RunRecord
+from ray_sisa.store import Store, numbered
 from ray_sisa.voting import Rule, vote
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import nn
 
 
 class Ensemble:
-    """Constituents of one head on one device.
+    """The constituents in force, loaded on one device.
 
-    Attributes:
-        head: number of the head.
-        constituents: who votes, by shard.
+    Before each prediction it looks whether a request or a head came since, and reloads if so: from the instant that
+    `forget` returns, no prediction begins with a model that saw the samples.
     """
 
-    def __init__(
-        self, store: Store, run: RunRecord, head: Head, constituents: Sequence[Constituent], device: str = "cpu"
-    ) -> None:
-        """Loads the weights of all constituents, every byte checked.
+    def __init__(self, store: Store, run: RunRecord, device: str = "cpu") -> None:
+        """Loads all constituents, every byte checked.
 
         Raises:
-            StoreError: a stage is absent or damaged.
+            StoreError: nothing is trained yet, or a stage is absent or damaged.
         """
-        from ray_sisa.stages import load_stage
+        self._store, self._run, self._device = store, run, device
+        self._ledger = EMPTY
+        self._networks: dict[str, nn.Module] = {}
+        self.head = 0
+        """Number of the head in force."""
+        self.constituents: tuple[Constituent, ...] = ()
+        """Who votes, by shard."""
+        self.refresh()
 
-        self.head = head.number
-        self.constituents = tuple(constituents)
-        self._run, self._device = run, device
-        self._weights: list[dict[str, Tensor]] = [load_stage(store, c.key) for c in self.constituents]
+    def refresh(self) -> None:
+        """Loads what has come into force since, and lets go of the rest; networks that still vote stay loaded."""
+        while self._outdated():
+            self._ledger = read_ledger(self._store, self._ledger)
+            head = latest_head(self._store)
+            if head is None:
+                rule = "has no ensemble yet: its training has not ended"
+                raise StoreError("run", self._store.uri, rule, "Run `ray-sisa train` to its end")
+            self.head, self.constituents = head.number, in_force(self._store, self._ledger, head)
+            self._networks = {c.key: self._networks.get(c.key) or self._load(c) for c in self.constituents}
 
     def predict_proba(self, images: np.ndarray, rule: Rule = "mean") -> np.ndarray:
         """Aggregated scores, float [N, K], rows summing to 1: the higher, the likelier the class.
@@ -48,21 +62,44 @@ class Ensemble:
             rule: `mean` probability, `majority` of labels, or `weighted` by live samples.
 
         Raises:
-            DataError: images of another shape, or no constituent left to vote.
+            DataError: images of another kind or shape, or no constituent left to vote.
         """
-        from ray_sisa.training import predict_log_probabilities
+        from ray_sisa.training import log_probabilities
 
-        training = self._run.training
-        if tuple(images.shape[1:]) != training.image_shape:
-            rule_text = f"must have the shape of the training data, {list(training.image_shape)}"
-            raise DataError("images", list(images.shape[1:]), rule_text, "Resize or convert them")
-        outputs = [predict_log_probabilities(w, images, training, self._device) for w in self._weights]
+        self._check(images)
+        self.refresh()
+        networks = [self._networks[c.key] for c in self.constituents]
+        outputs = [log_probabilities(n, images, self._run.training, self._device) for n in networks]
         return aggregate(outputs, self.constituents, rule)
 
     def predict(self, images: np.ndarray, rule: Rule = "mean") -> np.ndarray:
         """Labels, int64 [N]; ties go to the lowest label."""
         labels: np.ndarray = self.predict_proba(images, rule).argmax(1)
         return labels
+
+    def _outdated(self) -> bool:
+        """Two reads: the next request and the next head go to the next number."""
+        newer = (numbered(LEDGER, self._ledger.position + 1), numbered(HEADS, self.head + 1))
+        return self.head == 0 or any(self._store.find(path) is not None for path in newer)
+
+    def _load(self, constituent: Constituent) -> nn.Module:
+        from ray_sisa.digests import digest_tensors
+        from ray_sisa.stages import DAMAGED, load_stage
+        from ray_sisa.training import load_network
+
+        weights = load_stage(self._store, constituent.key)
+        if digest_tensors(weights) != constituent.weights_digest:
+            raise StoreError(f"stage {constituent.key}", "", f"is not what head {self.head} put in force", DAMAGED)
+        return load_network(self._run.training, weights, self._device)
+
+    def _check(self, images: np.ndarray) -> None:
+        shape = self._run.training.image_shape
+        kind = "uint8" if len(shape) == 3 else "float32"
+        if tuple(images.shape[1:]) != shape or str(images.dtype) != kind:
+            met = f"{images.dtype} {list(images.shape)}"
+            raise DataError(
+                "images", met, f"must be {kind} [N, {', '.join(map(str, shape))}]", "Resize or convert them"
+            )
 
 
 def aggregate(outputs: Sequence[np.ndarray], constituents: Sequence[Constituent], rule: Rule) -> np.ndarray:

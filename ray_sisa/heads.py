@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ray_sisa.clock import now
 from ray_sisa.digests import digest_bytes, digest_json
-from ray_sisa.errors import BusyError
-from ray_sisa.ledger import first_slices
-from ray_sisa.records import Constituent, Head, Request, StageRecord
+from ray_sisa.errors import BusyError, StoreError
+from ray_sisa.ledger import Ledger
+from ray_sisa.records import Constituent, Head, StageRecord
 from ray_sisa.store import Store, numbered, stage_record
 
 FOLDER = "heads"
@@ -41,16 +41,28 @@ def ensemble_digest(constituents: Iterable[Constituent]) -> str:
     return digest_json([[c.shard, c.key, c.weights_digest] for c in sorted(constituents, key=lambda c: c.shard)])
 
 
-def roll_back(
-    store: Store, constituents: Sequence[Constituent], requests: Sequence[Request]
-) -> tuple[Constituent, ...]:
-    """What is left of an ensemble once these requests are respected: reads two records a shard that they touch.
+def in_force(store: Store, ledger: Ledger, head: Head | None) -> tuple[Constituent, ...]:
+    """Who votes: a head, less what requests that it does not know of yet have tainted.
 
-    A shard falls back to its deepest committed stage before the first slice that a request touches, or leaves.
+    Raises:
+        StoreError: the ledger lacks or changed a request that the head respects.
     """
-    first = first_slices(requests)
+    if head is None:
+        return ()
+    if head.ledger > ledger.position or ledger.tip(head.ledger) != head.ledger_tip:
+        rule = f"is not the ledger that head {head.number} respects: its request {head.ledger} is lost or was edited"
+        raise StoreError(f"{store.uri}/ledger", f"{ledger.position} requests", rule, "Restore the ledger from a backup")
+    return roll_back(store, head.constituents, ledger.touched(head.ledger))
+
+
+def roll_back(store: Store, constituents: Sequence[Constituent], touched: Mapping[int, int]) -> tuple[Constituent, ...]:
+    """What is left of an ensemble whose shards are touched from these slices on: reads two records a shard touched.
+
+    A shard falls back to its deepest committed stage before the first slice touched, or leaves.
+    """
     kept = (
-        c if c.slice < first.get(c.shard, c.slice + 1) else _fall_back(store, c, first[c.shard]) for c in constituents
+        c if c.slice < touched.get(c.shard, c.slice + 1) else _fall_back(store, c, touched[c.shard])
+        for c in constituents
     )
     return tuple(c for c in kept if c is not None)
 
@@ -65,25 +77,31 @@ def _fall_back(store: Store, tainted: Constituent, first_slice: int) -> Constitu
     return None
 
 
-def write_head(store: Store, constituents: Sequence[Constituent], *, ledger: int, complete: bool) -> Head:
-    """Puts an ensemble in force, unless the one in force already is this one.
+def write_head(store: Store, constituents: Sequence[Constituent], *, ledger: Ledger, complete: bool) -> Head:
+    """Puts an ensemble that respects a ledger in force, unless the one in force already is this one.
 
     Raises:
-        BusyError: another process wrote a head meanwhile.
+        BusyError: another process wrote a head meanwhile, or one that respects more requests.
     """
     previous = latest_head(store)
-    digest = ensemble_digest(constituents)
-    if previous and (previous.ensemble_digest, previous.ledger, previous.complete) == (digest, ledger, complete):
-        return previous
     head = Head(
         number=previous.number + 1 if previous else 1,
-        ledger=ledger,
+        ledger=ledger.position,
+        ledger_tip=ledger.tip(),
         complete=complete,
         constituents=tuple(sorted(constituents, key=lambda c: c.shard)),
-        ensemble_digest=digest,
+        ensemble_digest=ensemble_digest(constituents),
         previous=digest_bytes(store.get(numbered(FOLDER, previous.number))) if previous else None,
         created_at=now(),
     )
-    if not store.create(numbered(FOLDER, head.number), head.to_bytes()):
+    if previous and _same(previous, head):
+        return previous
+    overtaken = previous is not None and previous.ledger > head.ledger
+    if overtaken or not store.create(numbered(FOLDER, head.number), head.to_bytes()):
         raise BusyError("head", head.number, "was written by another process", "Run the command again")
     return head
+
+
+def _same(one: Head, other: Head) -> bool:
+    names = ("ensemble_digest", "ledger_tip", "complete")
+    return all(getattr(one, name) == getattr(other, name) for name in names)

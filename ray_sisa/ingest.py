@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,11 +15,14 @@ from ray_sisa.data import Dataset
 from ray_sisa.digests import digest_bytes, digest_json
 from ray_sisa.errors import ConfigError
 from ray_sisa.index import index_to_bytes
-from ray_sisa.placement import place
+from ray_sisa.placement import group_by_shard, place
 from ray_sisa.records import RunRecord, SliceEntry
 from ray_sisa.samples import Samples
 from ray_sisa.slices import digest_of_slice, index_shard, slice_to_bytes, sort_by_id
 from ray_sisa.store import RUN, Store, initial_weights, shard_index, slice_object, test_object
+
+if TYPE_CHECKING:
+    from torch import nn
 
 logger = logging.getLogger(__name__)
 
@@ -71,13 +75,34 @@ def resolve_recipe(store: Store | None, config: RunConfig, dataset: Dataset) -> 
         std=dataset.std,
         epochs=epochs_by_slice(config.recipe, config.placement.slices),
     )
-    model = models.build(training)  # whatever does not fit is found now, before anything is written
-    if public is not None and digest is not None:
+    model = models.build(training)
+    if public is not None:
         dropped = weights.fit(model, public)
         logger.info("initial weights %s: %s drawn at random", config.recipe.weights, dropped or "nothing")
-        if store:
-            store.put(initial_weights(digest), weights.to_bytes(public))
+    _check_network(training, model)  # before anything is written
+    if store and public is not None and digest is not None:
+        store.put(initial_weights(digest), weights.to_bytes(public))
     return training
+
+
+def _check_network(training: TrainingRecipe, model: nn.Module) -> None:
+    """Asks a network about two empty samples: what does not fit the data shows now, not in a worker."""
+    from ray_sisa.training import log_probabilities, make_optimizer
+
+    make_optimizer(model, training.recipe.optimizer)
+    dtype = np.uint8 if len(training.image_shape) == 3 else np.float32
+    try:
+        outputs = log_probabilities(model, np.zeros((2, *training.image_shape), dtype), training, "cpu")
+    except Exception as error:
+        rule = f"cannot take samples of shape {list(training.image_shape)}: {type(error).__name__}: {error}"
+        raise ConfigError(
+            "recipe.model", training.recipe.model, rule, "Set recipe.input_size, or correct it"
+        ) from error
+    if outputs.shape != (2, training.num_classes):
+        rule = (
+            f"gives {list(outputs.shape[1:])} scores a sample, not one for each of the {training.num_classes} classes"
+        )
+        raise ConfigError("recipe.model", training.recipe.model, rule, "Correct it, or data.num_classes")
 
 
 def _with_key(config: RunConfig) -> RunConfig:
@@ -100,18 +125,14 @@ def _check_enough(config: RunConfig, samples: Samples) -> None:
 def _write_shards(store: Store, config: RunConfig, samples: Samples) -> list[tuple[tuple[SliceEntry, ...], str]]:
     """Writes slices and index of every shard: its entries and the digest of its index."""
     places = place(config.placement, samples.subjects)
-    shards = places // config.placement.slices
-    by_shard = np.argsort(shards, kind="stable")
-    edges = np.searchsorted(shards[by_shard], np.arange(config.placement.shards + 1))
     return [
-        _write_shard(store, config, shard, samples.take(rows), places[rows] % config.placement.slices + 1)
-        for shard in range(config.placement.shards)
-        for rows in [by_shard[edges[shard] : edges[shard + 1]]]
+        _write_shard(store, config, samples.take(rows), places[rows] % config.placement.slices + 1)
+        for rows in group_by_shard(config.placement, places)
     ]
 
 
 def _write_shard(
-    store: Store, config: RunConfig, shard: int, samples: Samples, slices: np.ndarray
+    store: Store, config: RunConfig, samples: Samples, slices: np.ndarray
 ) -> tuple[tuple[SliceEntry, ...], str]:
     index, ordered = index_shard(samples, slices)
     summaries = index.summaries(config.placement.slices, samples.shape)
@@ -121,8 +142,9 @@ def _write_shard(
         if summary.digest:
             store.put(slice_object(summary.digest), slice_to_bytes(ordered.take(rows)))
     data = index_to_bytes(index)
-    store.put(shard_index(shard), data)
-    return tuple(SliceEntry(digest=s.digest, num_samples=s.num_samples) for s in summaries), digest_bytes(data)
+    digest = digest_bytes(data)
+    store.put(shard_index(digest), data)
+    return tuple(SliceEntry(digest=s.digest, num_samples=s.num_samples) for s in summaries), digest
 
 
 def _write_test(store: Store, test: Samples | None) -> str | None:

@@ -67,12 +67,12 @@ class Lease:
                     if there is None or there.holder != record.holder:
                         return
                     record = there
+                with self._lock:
+                    old, self._record = self._record, record
+                # Only after the new one is there, so that no moment is without a lease.
+                self._store.delete([numbered(FOLDER, old.number)])
             except StoreError:
                 continue  # tried again at the next beat; if the store stays away, the lease ends by itself
-            with self._lock:
-                old, self._record = self._record, record
-            # Only after the new one is there, so that no moment is without a lease.
-            self._store.delete([numbered(FOLDER, old.number)])
 
 
 @contextmanager

@@ -6,7 +6,7 @@ there already is the same request.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 
 from ray_sisa.clock import now
@@ -20,27 +20,35 @@ FOLDER = "ledger"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ledger:
-    """All requests up to one moment, in order, and the digest of the last."""
+    """All requests up to one moment, in order, and the digest of each."""
 
     requests: tuple[Request, ...]
-    tip: str | None
+    digests: tuple[str, ...]
 
     @property
     def position(self) -> int:
         """Number of the last request; 0 where there is none."""
         return len(self.requests)
 
-    def after(self, position: int) -> tuple[Request, ...]:
-        """Requests with a number above `position`."""
-        return self.requests[position:]
+    def tip(self, position: int | None = None) -> str | None:
+        """Digest of the request with a number (the last by default); None before the first."""
+        position = self.position if position is None else position
+        return self.digests[position - 1] if position else None
 
     def deleted(self, up_to: int | None = None) -> dict[int, set[str]]:
         """Ids of the samples deleted by the requests up to a number (all by default), by shard."""
         return deleted_by_shard(self.requests[:up_to])
 
+    def touched(self, after: int, up_to: int | None = None) -> dict[int, int]:
+        """The first slice of each shard of which requests after a number delete a sample that was live until then."""
+        return first_slices(self.requests[after:up_to], self.deleted(after))
+
     def with_key(self, idempotency_key: str) -> Request | None:
         """The request that carries an idempotency key."""
         return next((r for r in self.requests if r.idempotency_key == idempotency_key), None)
+
+
+EMPTY = Ledger(requests=(), digests=())
 
 
 def deleted_by_shard(requests: Iterable[Request]) -> dict[int, set[str]]:
@@ -52,34 +60,35 @@ def deleted_by_shard(requests: Iterable[Request]) -> dict[int, set[str]]:
     return deleted
 
 
-def first_slices(requests: Iterable[Request]) -> dict[int, int]:
-    """The first slice of each shard that these requests touch."""
+def first_slices(requests: Iterable[Request], gone: Mapping[int, Set[str]]) -> dict[int, int]:
+    """The first slice of each shard of which these requests delete a sample that is not `gone` (by shard) already."""
     first: dict[int, int] = {}
     for request in requests:
         for place in request.places:
-            first[place.shard] = min(place.slice, first.get(place.shard, place.slice))
+            if not gone.get(place.shard, frozenset()) >= set(place.samples):
+                first[place.shard] = min(place.slice, first.get(place.shard, place.slice))
     return first
 
 
-def read_ledger(store: Store) -> Ledger:
-    """All requests, with their chain checked.
+def read_ledger(store: Store, known: Ledger = EMPTY) -> Ledger:
+    """All requests, with their chain checked; those that are `known` are not read again.
 
     Raises:
         StoreError: a request is missing, damaged, or does not follow from the one before.
     """
-    requests: list[Request] = []
-    tip: str | None = None
+    requests, digests = list(known.requests), list(known.digests)
     # A listing may lack what is written meanwhile, in the middle as well: it says where to end, not what is there.
-    for number in range(1, max(store.numbers(FOLDER), default=0) + 1):
+    for number in range(len(requests) + 1, max(store.numbers(FOLDER), default=0) + 1):
         path = numbered(FOLDER, number)
         data = store.find(path)
         request = store.parse(path, data, Request) if data is not None else None
+        tip = digests[-1] if digests else None
         if data is None or request is None or request.number != number or request.previous != tip:
             rule = "does not follow from the request before it: the ledger was edited or lost a request"
             raise StoreError(f"{store.uri}/{path}", "", rule, "Restore the ledger from a backup")
         requests.append(request)
-        tip = digest_bytes(data)
-    return Ledger(requests=tuple(requests), tip=tip)
+        digests.append(digest_bytes(data))
+    return Ledger(requests=tuple(requests), digests=tuple(digests))
 
 
 def append(store: Store, places: Mapping[tuple[int, int], list[str]], reason: str, key: str | None) -> Request:
@@ -98,8 +107,9 @@ def append(store: Store, places: Mapping[tuple[int, int], list[str]], reason: st
     """
     named = tuple(Place(shard=s, slice=r, samples=tuple(sorted(ids))) for (s, r), ids in sorted(places.items()))
     key = key or digest_json([place.samples for place in named])
+    ledger = EMPTY
     while True:
-        ledger = read_ledger(store)
+        ledger = read_ledger(store, ledger)
         known = ledger.with_key(key)
         if known is not None:
             return _same(known, named)
@@ -108,7 +118,7 @@ def append(store: Store, places: Mapping[tuple[int, int], list[str]], reason: st
             idempotency_key=key,
             reason=reason,
             places=named,
-            previous=ledger.tip,
+            previous=ledger.tip(),
             created_at=now(),
         )
         if store.create(numbered(FOLDER, request.number), request.to_bytes()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Set
 
 from ray_sisa.digests import digest_bytes
@@ -29,9 +30,10 @@ class LiveSet:
             StoreError: it is absent or was changed.
         """
         if shard not in self._indexes:
-            path = shard_index(shard)
+            digest = self._run.index_digests[shard]
+            path = shard_index(digest)
             data = self._store.get(path)
-            if digest_bytes(data) != self._run.index_digests[shard]:
+            if digest_bytes(data) != digest:
                 raise StoreError(f"{self._store.uri}/{path}", "", "is not the index that was written", TAMPERED)
             self._indexes[shard] = index_from_bytes(data, f"{self._store.uri}/{path}")
         return self._indexes[shard]
@@ -50,6 +52,18 @@ class LiveSet:
         """The chains of all shards under the requests up to a number (all by default)."""
         deleted = ledger.deleted(up_to)
         return tuple(self.chain(shard, deleted.get(shard, set())) for shard in range(len(self._run.slices)))
+
+    def full_sample_passes(self) -> int:
+        """What training all samples, as they were at ingest, costs."""
+        total = 0
+        for shard in self._run.slices:
+            sizes = itertools.accumulate(entry.num_samples for entry in shard)
+            total += sum(
+                epochs * size
+                for epochs, size, entry in zip(self._run.training.epochs, sizes, shard, strict=True)
+                if entry.digest
+            )
+        return total
 
     def num_samples(self, ledger: Ledger) -> int:
         """How many samples are live."""

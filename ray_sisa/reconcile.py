@@ -25,7 +25,7 @@ from ray_sisa.engine.work import ChainWork, Event
 from ray_sisa.errors import StoreError
 from ray_sisa.lease import Lease, hold_lease
 from ray_sisa.ledger import FOLDER as LEDGER
-from ray_sisa.ledger import Ledger, first_slices, read_ledger
+from ray_sisa.ledger import Ledger, read_ledger
 from ray_sisa.lineage import Chain, plan
 from ray_sisa.live import LiveSet
 from ray_sisa.records import Certificate, Head, Request, RunRecord, StageRecord
@@ -83,32 +83,33 @@ class Reconciler:
             while True:
                 ledger = self._make_effective()
                 chains = self._live.chains(ledger)
-                lease.check()
-                self._purge(chains, ledger)
+                self._purge(chains, ledger, lease)
                 self._train(chains, ledger, open_runner, lease)
                 # A request that came meanwhile starts the next round: it is in the ledger, so it is not lost.
                 if read_ledger(self._store).position == ledger.position:
                     break
-            lease.check()
-            head = self._complete(chains, ledger)
+            head = self._complete(chains, ledger, lease)
             completed = self._certify(ledger)
         return self._summary(head, chains, ledger, completed)
 
     def _make_effective(self) -> Ledger:
         ledger = read_ledger(self._store)
         head = heads.latest_head(self._store)
+        kept = heads.in_force(self._store, ledger, head)
         if head is not None and head.ledger < ledger.position:
-            kept = heads.roll_back(self._store, head.constituents, ledger.after(head.ledger))
-            heads.write_head(self._store, kept, ledger=ledger.position, complete=False)
+            heads.write_head(self._store, kept, ledger=ledger, complete=False)
             self._seconds_to_effective = time.perf_counter() - self._began
         return ledger
 
-    def _purge(self, chains: Sequence[Chain], ledger: Ledger) -> None:
+    def _purge(self, chains: Sequence[Chain], ledger: Ledger, lease: Lease) -> None:
+        lease.check()
         self._store.sweep_unfinished()
         # Save before delete: the smaller slices are made from the larger ones.
         self._live.write_slices(chains, ledger)
         slices = {stage.slice_digest for chain in chains for stage in chain.stages}
-        self._store.delete(slice_object(digest) for digest in self._store.slice_digests() - slices)
+        doomed = self._store.slice_digests() - slices
+        lease.check()  # whoever took over may have made smaller slices, which this process does not know of
+        self._store.delete(slice_object(digest) for digest in doomed)
         wanted = {stage.key for chain in chains for stage in chain.stages}
         for key, paths in self._store.stage_files().items():
             if key not in wanted:
@@ -147,18 +148,19 @@ class Reconciler:
             if self._store.find(numbered(LEDGER, seen + 1)) is None:
                 return frozenset()
             newer = self._make_effective()
-            tainted = first_slices(newer.after(seen)).keys()
+            tainted = newer.touched(seen).keys()
             seen = newer.position
             return tainted
 
         return tick
 
-    def _complete(self, chains: Sequence[Chain], ledger: Ledger) -> Head:
+    def _complete(self, chains: Sequence[Chain], ledger: Ledger, lease: Lease) -> Head:
+        lease.check()
         deepest = [chain.stages[-1].key for chain in chains if chain.stages]
         records = [self._store.read(stage_record(key), StageRecord) for key in deepest]
         constituents = [heads.constituent(record) for record in records]
-        head = heads.write_head(self._store, constituents, ledger=ledger.position, complete=True)
-        self._purge(chains, ledger)  # what a stray writer left meanwhile
+        head = heads.write_head(self._store, constituents, ledger=ledger, complete=True)
+        self._purge(chains, ledger, lease)  # what a stray writer left meanwhile
         left = self._store.committed_stages() - {stage.key for chain in chains for stage in chain.stages}
         if left:
             rule = "appeared again while it was being removed: another process writes to this run"
@@ -178,7 +180,7 @@ class Reconciler:
         """What was done for a request together with those that were completed with it."""
         head = next(h for h in history if h.complete and h.ledger >= request.number)
         earlier = max((h.ledger for h in history if h.complete and h.ledger < request.number), default=0)
-        shards = sorted(first_slices([request]))
+        shards = sorted(ledger.touched(request.number - 1, request.number))
         before, after = ledger.deleted(earlier), ledger.deleted(head.ledger)
         old = {k for s in shards for k in self._live.chain(s, before.get(s, set())).keys}
         new = {stage.key: stage for s in shards for stage in self._live.chain(s, after.get(s, set())).stages}
@@ -192,7 +194,7 @@ class Reconciler:
             retired_stages=tuple(sorted(old - new.keys())),
             retrained_stages=tuple(stage.key for stage in retrained),
             sample_passes=sum(stage.sample_passes for stage in retrained),
-            full_training_sample_passes=self._full_training(ledger),
+            full_training_sample_passes=self._live.full_sample_passes(),
             head=head.number,
             ensemble_digest=head.ensemble_digest,
             requested_at=request.created_at,
@@ -201,9 +203,6 @@ class Reconciler:
             claim=CLAIM,
         )
 
-    def _full_training(self, ledger: Ledger) -> int:
-        return sum(chain.sample_passes for chain in self._live.chains(ledger, 0))
-
     def _summary(
         self, head: Head, chains: Sequence[Chain], ledger: Ledger, completed: Sequence[Request]
     ) -> Reconciliation:
@@ -211,13 +210,15 @@ class Reconciler:
             head=head.number,
             ensemble_digest=head.ensemble_digest,
             requests=tuple(request.number for request in completed),
-            affected_shards=tuple(sorted(first_slices(completed))),
+            affected_shards=tuple(
+                sorted({shard for r in completed for shard in ledger.touched(r.number - 1, r.number)})
+            ),
             stages_trained=len(self._trained),
             stages_reused=sum(len(chain.stages) for chain in chains)
             - len({r.key for r in self._trained} & {k for c in chains for k in c.keys}),
             stages_purged=self._purged,
             sample_passes=sum(record.sample_passes for record in self._trained),
-            full_training_sample_passes=self._full_training(ledger),
+            full_training_sample_passes=self._live.full_sample_passes(),
             scratch_sample_passes=sum(c.sample_passes for c in chains),
             seconds_to_effective=self._seconds_to_effective,
             seconds_to_complete=time.perf_counter() - self._began,

@@ -110,6 +110,8 @@ class Head(StoredRecord):
     number: int
     ledger: int
     """Number of the last request that it respects."""
+    ledger_tip: str | None
+    """Digest of that request, so that a ledger which lost its end is noticed."""
     complete: bool
     """Whether every shard has its deepest stage."""
     constituents: tuple[Constituent, ...]
@@ -149,9 +151,9 @@ class Certificate(StoredRecord):
 
     request: int
     request_digest: str
+    num_samples: int
     batch: tuple[int, ...]
     """Requests that were completed together; what follows is of all of them, in the shards that this one touches."""
-    num_samples: int
     affected_shards: tuple[int, ...]
     retired_stages: tuple[str, ...]
     """Stage keys that existed because of the samples; none of them is in the store."""

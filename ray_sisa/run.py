@@ -18,8 +18,9 @@ from ray_sisa.engine.runner import OpenRunner, Runner, RunnerName, open_runner
 from ray_sisa.engine.work import Event
 from ray_sisa.ensemble import Ensemble
 from ray_sisa.errors import ConfigError, RequestError, StoreError
+from ray_sisa.index import digest_rows
 from ray_sisa.ingest import differing_fields, ingest
-from ray_sisa.ledger import Ledger, append, first_slices, read_ledger
+from ray_sisa.ledger import EMPTY, Ledger, append, read_ledger
 from ray_sisa.lineage import Chain
 from ray_sisa.live import LiveSet
 from ray_sisa.reconcile import CERTIFICATES, Reconciler, Reconciliation
@@ -86,6 +87,7 @@ class Run:
         """Takes a run that exists; see `create` and `open`."""
         self.store, self.record = store, record
         self.live = LiveSet(store, record)
+        self._ledger = EMPTY
 
     @classmethod
     def create(cls, config: RunConfig, dataset: data.Dataset | None = None) -> Run:
@@ -183,7 +185,7 @@ class Run:
             raise RequestError("unknown ids", ", ".join(unknown[:20]), f"{len(unknown)} not in this run", remedy)
         if not places:
             raise RequestError("request", "", "names no sample of this run", "Name samples or subjects")
-        deleted = read_ledger(self.store).deleted()
+        deleted = self.ledger().deleted()
         named = [(shard, sample) for (shard, _), ids in places.items() for sample in ids]
         gone = sum(sample in deleted.get(shard, ()) for shard, sample in named)
         request = append(self.store, places, reason, key)
@@ -208,13 +210,13 @@ class Run:
 
     def status(self) -> Status:
         """The run as its store says it is; one listing, no weights."""
-        ledger, head = read_ledger(self.store), heads.latest_head(self.store)
+        ledger, head = self.ledger(), heads.latest_head(self.store)
         certified = set(self.store.numbers(CERTIFICATES))
         chains, present = self.live.chains(ledger), self.store.committed_stages()
         pending = tuple(r.number for r in ledger.requests if r.number not in certified)
         missing = sum(len(chain.missing(present)) for chain in chains)
         serving = {c.shard: c for c in self.in_force(ledger, head)}
-        tainted = first_slices(ledger.after(head.ledger)) if head else {}
+        tainted = ledger.touched(head.ledger) if head else {}
         in_head = {c.shard: c for c in head.constituents} if head else {}
         return Status(
             name=self.record.config.name,
@@ -230,10 +232,7 @@ class Run:
 
     def in_force(self, ledger: Ledger | None = None, head: Head | None = None) -> tuple[Constituent, ...]:
         """Who votes now: the head, less what requests that it does not know of yet have tainted."""
-        ledger, head = ledger or read_ledger(self.store), head or heads.latest_head(self.store)
-        if head is None:
-            return ()
-        return heads.roll_back(self.store, head.constituents, ledger.after(head.ledger))
+        return heads.in_force(self.store, ledger or self.ledger(), head or heads.latest_head(self.store))
 
     def ensemble(self, device: str = "cpu") -> Ensemble:
         """The ensemble in force, loaded; from the instant `forget` returns it is clean of the request.
@@ -241,8 +240,7 @@ class Run:
         Raises:
             StoreError: nothing is trained yet, or a stage is damaged.
         """
-        head = self._head()
-        return Ensemble(self.store, self.record, head, self.in_force(head=head), device)
+        return Ensemble(self.store, self.record, device)
 
     def verify(
         self, *, shards: Iterable[int] | None = None, sample: int | None = None, runner: RunnerName | Runner = "ray"
@@ -286,12 +284,12 @@ class Run:
         """
         from ray_sisa.audit import Evaluation, evaluate  # needs scikit-learn, which is slow to load
 
-        head, ledger = self._head(), read_ledger(self.store)
+        head, ledger = self._head(), self.ledger()
         if self.record.test_digest is None:
             raise RequestError("data.test", "none", "an evaluation needs a test set", "Make a run with data.test")
         constituents = self.in_force(ledger, head)
         if forget is None:
-            members, retain = self._training_members(ledger), None
+            members, retain = self._training_members(ledger, constituents), None
         else:
             members, retain = self._forget_and_retain(forget, source or self.record.config.data, ledger)
         with self._runner(runner)() as opened:
@@ -319,6 +317,11 @@ class Run:
         found = [read(self.store.get(path)) for path in self.store.sizes("reports") if EVALUATION.search(path)]
         return sorted(found, key=lambda evaluation: evaluation.measured_at)
 
+    def ledger(self) -> Ledger:
+        """All requests up to now; those that this object has read before are not read again."""
+        self._ledger = read_ledger(self.store, self._ledger)
+        return self._ledger
+
     def certificates(self) -> list[Certificate]:
         """What was done for each completed request."""
         return [self.store.read(numbered(CERTIFICATES, n), Certificate) for n in self.store.numbers(CERTIFICATES)]
@@ -326,7 +329,7 @@ class Run:
     def stages(self) -> list[StageRecord]:
         """Records of the committed stages that should exist, by shard and slice."""
         present = self.store.committed_stages()
-        chains = self.live.chains(read_ledger(self.store))
+        chains = self.live.chains(self.ledger())
         keys = [key for chain in chains for key in chain.keys if key in present]
         return [self.store.read(stage_record(key), StageRecord) for key in keys]
 
@@ -340,21 +343,22 @@ class Run:
     def _runner(self, runner: RunnerName | Runner) -> OpenRunner:
         return lambda: open_runner(runner, self.record.config.scaling)
 
-    def _training_members(self, ledger: Ledger) -> Members:
-        """Live training samples of each shard, drawn evenly, as many in all as the test set has where that is more."""
+    def _training_members(self, ledger: Ledger, constituents: Iterable[Constituent]) -> Members:
+        """Samples that each voting stage saw, drawn evenly, as many in all as the test set has where that is more."""
         from ray_sisa.audit import Members
 
         each = max(ATTACKED_AT_LEAST, self.record.num_test_samples // len(self.record.slices))
-        parts: list[Samples] = []
-        for chain in self.live.chains(ledger):
-            if chain.stages:
-                samples = concatenate([read_slice(self.store, stage.slice_digest) for stage in chain.stages])
-                rows = np.random.default_rng(chain.shard).permutation(len(samples))[:each]
-                parts.append(samples.take(np.sort(rows)))
-        shards = [chain.shard for chain in self.live.chains(ledger) if chain.stages]
+        chains = {chain.shard: chain for chain in self.live.chains(ledger)}
+        parts: dict[int, Samples] = {}
+        for voter in constituents:
+            seen = [stage.slice_digest for stage in chains[voter.shard].stages if stage.slice <= voter.slice]
+            samples = concatenate([read_slice(self.store, digest) for digest in seen])
+            rows = np.random.default_rng(voter.shard).permutation(len(samples))[:each]
+            parts[voter.shard] = samples.take(np.sort(rows))
         if not parts:
-            raise RequestError("run", self.record.config.name, "has no live sample left", "Nothing is left to evaluate")
-        return Members(samples=concatenate(parts), shards=np.repeat(shards, [len(part) for part in parts]))
+            raise RequestError("run", self.record.config.name, "has no constituent left to vote", "Run unlearn first")
+        shards = np.repeat(list(parts), [len(part) for part in parts.values()])
+        return Members(samples=concatenate(list(parts.values())), shards=shards)
 
     def _forget_and_retain(
         self, forget: int | Iterable[str], source: DataConfig, ledger: Ledger
@@ -363,7 +367,7 @@ class Run:
 
         places = self._places_to_forget(forget, ledger)
         shard_of = {sample: shard for (shard, _), ids in places.items() for sample in ids}
-        everything = data.load(source).train
+        everything = self._own(data.load(source).train)
         forgotten = everything.select(set(shard_of))
         ids = forgotten.ids.to_pylist()
         absent = sorted(shard_of.keys() - set(ids))
@@ -373,6 +377,24 @@ class Run:
         deleted = {sample for samples in ledger.deleted().values() for sample in samples}
         retained = everything.select(set(everything.ids.to_pylist()) - deleted - shard_of.keys())
         return Members(samples=forgotten, shards=np.array([shard_of[i] for i in ids])), retained
+
+    def _own(self, samples: Samples) -> Samples:
+        """Those of the samples of a source that this run was made from.
+
+        Raises:
+            RequestError: a sample has another content than when the run was made.
+        """
+        known: dict[str, bytes] = {}
+        for shard in range(len(self.record.slices)):
+            index = self.live.index(shard)
+            known |= zip(index.ids.to_pylist(), map(bytes, index.row_digests), strict=True)
+        ids, digests = samples.ids.to_pylist(), map(bytes, digest_rows(samples))
+        same = {i: known[i] == digest for i, digest in zip(ids, digests, strict=True) if i in known}
+        changed = [i for i, equal in same.items() if not equal]
+        if changed:
+            rule = f"has {len(changed)} samples whose content is not what the run was made from"
+            raise RequestError("source", ", ".join(changed[:5]), rule, "Name the data they come from with --source")
+        return samples.select(set(same))
 
     def _places_to_forget(self, forget: int | Iterable[str], ledger: Ledger) -> Places:
         if isinstance(forget, int):

@@ -2,7 +2,7 @@
 
     run.json                            configuration in full, placement, data fingerprint; created once
     initial/<digest>.safetensors        initial weights, where the recipe names a file
-    index/<shard>.arrow                 who is in a shard: ids, subjects, row digests
+    index/<digest>.arrow                who is in a shard: ids, subjects, row digests
     test/<digest>.arrow                 the test set
     slices/<digest>.arrow               samples of one (shard, slice) as they are live
     stages/<key>/weights.safetensors    the result of a stage
@@ -57,9 +57,9 @@ def test_object(digest: str) -> str:
     return f"test/{digest}.arrow"
 
 
-def shard_index(shard: int) -> str:
+def shard_index(digest: str) -> str:
     """Index of a shard."""
-    return f"index/{shard:06d}.arrow"
+    return f"index/{digest}.arrow"
 
 
 def initial_weights(digest: str) -> str:
@@ -113,15 +113,15 @@ class Store:
         except (BaseError, OSError) as error:
             raise self._failed("read", path, error) from None
 
-    def get(self, path: str) -> bytes:
+    def get(self, path: str, remedy: str = "Restore it from a backup") -> bytes:
         """The bytes of an object.
 
         Raises:
-            StoreError: there is no such object, or it cannot be read.
+            StoreError: there is no such object, or it cannot be read; `remedy` says what to do about the first.
         """
         data = self.find(path)
         if data is None:
-            raise StoreError(f"{self.uri}/{path}", "", "is not there", "Run `ray-sisa unlearn` to make it again")
+            raise StoreError(f"{self.uri}/{path}", "", "is not there", remedy)
         return data
 
     def put(self, path: str, data: bytes) -> None:
@@ -184,20 +184,20 @@ class Store:
         return found
 
     def committed_stages(self) -> set[str]:
-        """Keys of the stages that have a commit record."""
-        return {key for key, paths in self.stage_files().items() if stage_record(key) in paths}
+        """Keys of the stages that have a commit record, and the weights that it names."""
+        return {k for k, paths in self.stage_files().items() if {stage_record(k), stage_weights(k)} <= set(paths)}
 
     def slice_digests(self) -> set[str]:
         """Digests of the slice objects present."""
         return {Path(path).stem for path in self.sizes("slices")}
 
-    def read(self, path: str, kind: type[Record]) -> Record:
+    def read(self, path: str, kind: type[Record], remedy: str = "Restore it from a backup") -> Record:
         """The record of a kind in a JSON object.
 
         Raises:
             StoreError: absent, or not a valid record.
         """
-        return self.parse(path, self.get(path), kind)
+        return self.parse(path, self.get(path, remedy), kind)
 
     def find_record(self, path: str, kind: type[Record]) -> Record | None:
         """The record of a kind in a JSON object, or None where there is none."""

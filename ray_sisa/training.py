@@ -75,9 +75,9 @@ def train_stage(
         test_every_epoch: measure it after every epoch.
     """
     with _reproducible(training, device):
-        model = _load(training, start, device)
+        model = load_network(training, start, device)
         batches = Batches(_tensor(samples.images), _tensor(samples.labels), training, device)
-        optimizer = make_optimizer(model, training.recipe.optimizer, device)
+        optimizer = make_optimizer(model, training.recipe.optimizer)
         rates = [group["lr"] for group in optimizer.param_groups]
         total_steps = epochs * len(batches)
         for epoch in range(epochs):
@@ -93,16 +93,16 @@ def train_stage(
                     totals[0] += loss.detach() * len(labels)
                     totals[1] += (logits.argmax(1) == labels).sum()
             due = test if test_every_epoch or epoch == epochs - 1 else None
-            yield _measure(epoch, totals / len(samples.labels), model, training, due, device)
+            yield _measure(epoch, totals / batches.num_rows, model, training, due, device)
         return _state(model)
 
 
 def predict_log_probabilities(
     start: Mapping[str, Tensor], images: np.ndarray, training: TrainingRecipe, device: str = "cpu"
 ) -> np.ndarray:
-    """Log-probabilities float32 [N, K] of a network in evaluation mode, in float32 whatever the recipe's precision."""
+    """Log-probabilities float32 [N, K] of weights, the same in every bit wherever the environment is the same."""
     with _reproducible(training, device):
-        return _log_probabilities(_load(training, start, device), images, training, device)
+        return log_probabilities(load_network(training, start, device), images, training, device)
 
 
 def to_end(steps: Generator[Item, None, Result]) -> Result:
@@ -115,15 +115,21 @@ def to_end(steps: Generator[Item, None, Result]) -> Result:
             return result
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig, device: str) -> torch.optim.Optimizer:
-    """A fresh optimiser over the parameters of a model, the head apart from the backbone."""
-    name = models.head(model)
-    head = f"{name}." if name else ""
-    named = list(model.named_parameters())
-    groups = [
-        {"params": [p for n, p in named if n.startswith(head)], "lr": config.lr},
-        {"params": [p for n, p in named if not n.startswith(head)], "lr": config.backbone_lr or config.lr},
-    ]
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """A fresh optimiser over the parameters of a model, the head apart if the backbone has a rate of its own.
+
+    Raises:
+        ConfigError: a network whose head is not known, where it is asked for.
+    """
+    if config.backbone_lr is None:
+        groups = [{"params": list(model.parameters()), "lr": config.lr}]
+    else:
+        named, head = list(model.named_parameters()), f"{models.head(model)}."
+        on_top = {n for n, _ in named if f".{n}".startswith(f".{head.lstrip('.')}")}
+        groups = [
+            {"params": [p for n, p in named if n in on_top], "lr": config.lr},
+            {"params": [p for n, p in named if n not in on_top], "lr": config.backbone_lr},
+        ]
     groups = [group for group in groups if group["params"]]
     if config.name == "sgd":
         return torch.optim.SGD(
@@ -171,7 +177,7 @@ def _measure(
     measured = EpochMetrics(epoch=epoch, loss=loss, train_top1=correct)
     if test is None:
         return measured
-    scores = torch.from_numpy(_log_probabilities(model, test.images, training, device))
+    scores = torch.from_numpy(log_probabilities(model, test.images, training, device))
     labels = _tensor(test.labels)
     model.train()
     rank = (scores > scores.gather(1, labels[:, None])).sum(1)
@@ -180,7 +186,8 @@ def _measure(
 
 
 @torch.no_grad()
-def _log_probabilities(model: nn.Module, images: np.ndarray, training: TrainingRecipe, device: str) -> np.ndarray:
+def log_probabilities(model: nn.Module, images: np.ndarray, training: TrainingRecipe, device: str) -> np.ndarray:
+    """Log-probabilities float32 [N, K] of a network, put into evaluation mode; in float32 whatever the precision."""
     model.eval()
     normalise = Normalise(training, device)
     size = max(256, training.recipe.batch_size)
@@ -199,7 +206,8 @@ def _tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
-def _load(training: TrainingRecipe, start: Mapping[str, Tensor], device: str) -> nn.Module:
+def load_network(training: TrainingRecipe, start: Mapping[str, Tensor], device: str) -> nn.Module:
+    """The network of a recipe with these weights, on a device."""
     with torch.random.fork_rng(devices=[]):  # building draws random weights, which are then overwritten
         model = models.build(training)
     model.load_state_dict(dict(start))

@@ -7,14 +7,15 @@ the ledger, and the stored weights are digested again.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ray_sisa.digests import digest_tensors
 from ray_sisa.engine.runner import OpenRunner, device_of
 from ray_sisa.errors import StoreError
+from ray_sisa.heads import in_force, latest_head
 from ray_sisa.index import SliceSummary
-from ray_sisa.ledger import read_ledger
+from ray_sisa.ledger import Ledger, read_ledger
 from ray_sisa.lineage import Chain, Stage, make_chain, recipe_digest
 from ray_sisa.live import LiveSet
 from ray_sisa.records import RunRecord, StageRecord
@@ -46,6 +47,8 @@ class Verification:
     """What verification found."""
 
     ok: bool
+    problems: tuple[str, ...]
+    """What is wrong with the ensemble in force, apart from its stages."""
     stages: tuple[StageCheck, ...]
 
 
@@ -80,7 +83,27 @@ def verify(
     with open_runner() as runner:
         found = runner.map(replay, shared, jobs)
     checks = tuple(sorted((c for checks in found for c in checks), key=lambda c: (c.shard, c.slice)))
-    return Verification(ok=all(check.ok for check in checks), stages=checks)
+    problems = tuple(_head_problems(store, ledger, chains))
+    return Verification(ok=not problems and all(check.ok for check in checks), problems=problems, stages=checks)
+
+
+def _head_problems(store: Store, ledger: Ledger, chains: Sequence[Chain]) -> Iterator[str]:
+    """Whether what votes for these shards is a stage of theirs, with the weights of its record, as deep as it says."""
+    head = latest_head(store)
+    if head is None:
+        yield "no head is in force"
+        return
+    votes = {c.shard: c for c in in_force(store, ledger, head)}
+    for chain in chains:
+        vote = votes.get(chain.shard)
+        if head.complete and head.ledger == ledger.position and (vote and vote.key) != (chain.keys or (None,))[-1]:
+            yield f"head {head.number} does not put the last stage of shard {chain.shard} in force"
+        elif vote and vote.key not in chain.keys:
+            yield f"head {head.number} puts a stage in force that is not one of shard {chain.shard}"
+        elif vote:
+            record = store.find_record(stage_record(vote.key), StageRecord)
+            if record is None or record.weights_digest != vote.weights_digest:
+                yield f"head {head.number} names other weights for shard {chain.shard} than the stage's record"
 
 
 def _jobs(chains: Sequence[Chain], sample: int | None, deleted: dict[int, set[str]]) -> list[ReplayJob]:
@@ -107,7 +130,7 @@ def replay(shared: Replayer, job: ReplayJob) -> list[StageCheck]:
     parts, problems = _read_slices(shared.store, job)
     recomputed = _recomputed_keys(shared.run, job.chain, parts)
     checks: list[StageCheck] = []
-    weights: Weights | None = None
+    weights_before: Weights | None = None
     for position, stage in enumerate(job.chain.stages):
         if stage.slice not in job.slices:
             continue
@@ -117,8 +140,11 @@ def replay(shared: Replayer, job: ReplayJob) -> list[StageCheck]:
         expected, stored_problem = _stored(shared.store, stage)
         problem += stored_problem
         known = [part for part in parts[: position + 1] if part is not None]
-        actual, weights, replay_problem = _again(shared, job, position, known, weights)
-        problem += replay_problem
+        actual, weights = "", None
+        if not any(problems[: position + 1]):  # wrong samples are not worth training on, and may break it
+            actual, weights, replay_problem = _again(shared, job, position, known, weights_before)
+            problem += replay_problem
+        weights_before = weights
         if actual and expected and actual != expected:
             problem.append("training it again gives other weights" + _elsewhere(shared, stage))
         checks.append(

@@ -10,13 +10,16 @@ from collections.abc import Generator, Iterator
 
 from ray_sisa.engine.work import ChainWork, EpochDone, StageDone
 from ray_sisa.ledger import FOLDER as LEDGER
+from ray_sisa.ledger import read_ledger
 from ray_sisa.lineage import Stage
-from ray_sisa.records import EpochMetrics, Request, RunRecord
+from ray_sisa.records import EpochMetrics, RunRecord
 from ray_sisa.samples import Samples, concatenate
 from ray_sisa.slices import read_slice, read_test
 from ray_sisa.stages import commit_stage, environment_of, load_initial, load_stage
 from ray_sisa.store import RUN, Store, numbered
 from ray_sisa.training import LabelledImages, Weights, initial_state, train_stage
+
+UNREACHABLE = "storage_path must be reachable from every node: use an object store or a folder that all of them mount"
 
 
 def train_chain(work: ChainWork) -> Iterator[EpochDone | StageDone]:
@@ -27,7 +30,7 @@ def train_chain(work: ChainWork) -> Iterator[EpochDone | StageDone]:
     Raises:
         StoreError: a slice or a parent is absent or changed.
     """
-    run = work.store.read(RUN, RunRecord)
+    run = work.store.read(RUN, RunRecord, UNREACHABLE)
     wanted = run.test_digest if work.test_during_training != "never" else None
     test = _arrays(read_test(work.store, wanted)) if wanted else None
     weights: Weights | None = None
@@ -91,12 +94,10 @@ def _tell_epochs(
 
 
 def touched_since(store: Store, ledger: int, shard: int, slice_number: int) -> bool:
-    """Whether a request after number `ledger` deletes something of slices 1..r of a shard; one read if not."""
-    while request := store.find_record(numbered(LEDGER, ledger + 1), Request):
-        if any(place.shard == shard and place.slice <= slice_number for place in request.places):
-            return True
-        ledger += 1
-    return False
+    """Whether a request after number `ledger` deletes a live sample of slices 1..r of a shard; one read if not."""
+    if store.find(numbered(LEDGER, ledger + 1)) is None:
+        return False
+    return read_ledger(store).touched(ledger).get(shard, slice_number + 1) <= slice_number
 
 
 def _arrays(samples: Samples) -> LabelledImages:

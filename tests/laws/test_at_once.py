@@ -165,3 +165,46 @@ def test_a_reconcile_tells_of_requests_that_came_meanwhile(copied: Callable[...,
 
     done = run.train(runner="local", tell=forget)
     assert (done.requests, done.affected_shards) == ((1,), (2,))
+
+
+def test_an_open_ensemble_lets_go_of_what_is_forgotten_and_takes_up_what_is_retrained(
+    copied: Callable[..., Run], samples: Samples
+) -> None:
+    run = copied()
+    ensemble = run.ensemble()
+    before = {c.shard: c.key for c in ensemble.constituents}
+    run.forget(samples=run.sample_ids(1, 2)[:1])
+    ensemble.predict(samples.images[:1])
+    assert {c.shard: c.slice for c in ensemble.constituents} == {0: 3, 1: 1, 2: 3}
+    run.unlearn(runner="local")
+    ensemble.predict(samples.images[:1])
+    after = {c.shard: c.key for c in ensemble.constituents}
+    assert (after[0], after[2]) == (before[0], before[2])
+    assert after[1] != before[1]
+    assert ensemble.head == run.status().head
+
+
+def test_asking_again_for_what_is_forgotten_takes_nothing_out_of_service(copied: Callable[..., Run]) -> None:
+    run = copied()
+    ids = run.sample_ids(1, 1)[:2]
+    run.forget(samples=ids)
+    run.unlearn(runner="local")
+    settled = run.status()
+    again = run.forget(samples=ids, key="sent by somebody else")
+    assert (again.request, again.samples, again.already_forgotten) == (2, 0, 2)
+    asked = run.status()
+    assert asked.shards == settled.shards
+    assert asked.pending_requests == (2,)
+    done = run.unlearn(runner="local")
+    assert (done.requests, done.affected_shards, done.stages_trained, done.stages_purged) == ((2,), (), 0, 0)
+    assert done.ensemble_digest == settled.ensemble_digest
+    assert run.status().complete
+
+
+def test_the_attack_on_training_samples_works_while_a_request_is_pending(copied: Callable[..., Run]) -> None:
+    run = copied()
+    run.forget(samples=run.sample_ids(1, 2)[:1] + run.sample_ids(2, 1)[:1])
+    evaluation = run.evaluate(runner="local")
+    assert not evaluation.complete
+    held = {m.shard: m.num_held for m in evaluation.shard_memberships}
+    assert held == {0: run.status().shards[0].samples, 1: len(run.sample_ids(1, 1))}

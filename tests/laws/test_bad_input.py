@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from small_runs import CNN, COLUMNS, MLP, dataset, files_of, folder_of, small_config
+from small_runs import CNN, COLUMNS, MLP, dataset, files_of, folder_of, small_config, write_parquet
 
 from ray_sisa.data import Dataset
 from ray_sisa.errors import ConfigError, DataError, RequestError, SisaError, StoreError
@@ -130,6 +130,7 @@ def test_a_damaged_ledger_is_refused(copied: Callable[..., Run]) -> None:
     run.forget(samples=run.sample_ids(0, 1)[:1])
     run.forget(samples=run.sample_ids(0, 2)[:1])
     (folder_of(run) / "ledger/00000001.json").unlink()
+    run = Run.open(run.store.uri)  # an open run does not read again what it has read
     for ask in (run.status, run.ensemble, lambda: run.unlearn(runner="local")):
         with pytest.raises(StoreError, match="does not follow from the request before it"):
             ask()
@@ -220,3 +221,37 @@ def test_labels_out_of_range_in_memory(samples: Samples) -> None:
 def test_a_file_that_is_not_there(split: str, parquet: dict[str, str], tmp_path: Path) -> None:
     absent = str(tmp_path / "absent.parquet")
     assert absent in refused(DataError, tmp_path, data=parquet | {split: absent})
+
+
+def test_a_ledger_that_lost_its_last_request_is_refused(copied: Callable[..., Run]) -> None:
+    run = copied()
+    run.forget(samples=run.sample_ids(0, 1)[:1])
+    run.unlearn(runner="local")
+    (folder_of(run) / "ledger/00000001.json").unlink()
+    reopened = Run.open(run.store.uri)
+    for ask in (reopened.status, reopened.ensemble, lambda: reopened.unlearn(runner="local")):
+        with pytest.raises(StoreError, match="its request 1 is lost or was edited"):
+            ask()
+
+
+def test_a_source_whose_content_changed_is_refused(
+    copied: Callable[..., Run], samples: Samples, parquet: dict[str, str], tmp_path: Path
+) -> None:
+    run = copied()
+    images = samples.images.copy()
+    images[7] ^= 1
+    changed = make_samples(ids=samples.ids, subjects=samples.subjects, images=images, labels=samples.labels)
+    train = write_parquet(tmp_path / "changed.parquet", changed)
+    source = run.record.config.data.model_copy(update={"train": train})
+    with pytest.raises(RequestError, match=r"digit-0007: has 1 samples whose content is not"):
+        run.evaluate(forget=run.sample_ids(0, 1)[:1], source=source, runner="local")
+
+
+def test_a_network_that_does_not_fit_the_data_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    config = small_config(tmp_path, recipe=MLP | {"model": "torchvision:vit_b_16"})
+    rgb = np.zeros((12, 8, 8, 3), np.uint8)
+    train = make_samples(ids=[f"i{n}" for n in range(12)], images=rgb, labels=[0] * 12)
+    data = Dataset(train=train, test=None, num_classes=10, mean=(0.5,) * 3, std=(0.5,) * 3)
+    with pytest.raises(ConfigError, match=r"vit_b_16: cannot take samples of shape \[8, 8, 3\]"):
+        Run.create(config, dataset=data)
+    assert not list(tmp_path.rglob("*.json"))

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from killable import Killable
-from small_runs import MLP, assert_same_models, files_of, folder_of, small_config
+from small_runs import MLP, assert_same_models, dataset, files_of, folder_of, small_config
 
 from ray_sisa.engine.work import Event, StageDone
 from ray_sisa.errors import BusyError
+from ray_sisa.ingest import ingest
 from ray_sisa.run import Run
-from ray_sisa.store import stage_record, stage_weights
+from ray_sisa.samples import Samples
+from ray_sisa.store import RUN, Store, join_run, stage_record, stage_weights
 
 LAYOUT = {"shards": 2, "slices": 2}
 WAIT_S = 60.0  # far more than a killed process holds the run
@@ -163,3 +166,33 @@ def test_a_second_reconcile_says_who_holds_the_run(copied: Callable[..., Run]) -
     run.unlearn(runner="local", tell=intrude)
     assert len(set(refusals)) == 1
     assert str(os.getpid()) in refusals[0]
+
+
+def test_two_processes_may_create_one_run_at_once(tmp_path: Path, samples: Samples) -> None:
+    """Each draws a placement key of its own; one run comes of it, and all of what it needs is there."""
+    config = small_config(tmp_path, placement={"key": None})
+    started = threading.Barrier(2)
+    found: list[Run] = []
+
+    class Together(Store):
+        def create(self, path: str, data: bytes) -> bool:
+            if path == RUN:
+                started.wait()  # both have written all else by now
+            return super().create(path, data)
+
+    def create() -> None:
+        record = ingest(Together(join_run(config.storage_path, config.name)), config, dataset(samples))
+        found.append(Run(Store(join_run(config.storage_path, config.name)), record))
+
+    threads = [threading.Thread(target=create) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found[0].record == found[1].record
+    run = found[0]
+    for shard in range(3):
+        assert run.forget(samples=run.sample_ids(shard, 1)[:1]).samples == 1
+    run.train(runner="local")
+    assert run.status().complete
+    assert run.verify(runner="local").ok

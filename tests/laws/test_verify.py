@@ -11,6 +11,7 @@ from small_runs import folder_of
 
 from ray_sisa import weights
 from ray_sisa.digests import digest_bytes, digest_tensors
+from ray_sisa.heads import latest_head
 from ray_sisa.records import StageRecord
 from ray_sisa.run import Run
 from ray_sisa.samples import Samples, concatenate, make_samples
@@ -167,7 +168,7 @@ def test_a_stage_that_is_gone_is_found(copied: Callable[..., Run]) -> None:
 
 def test_an_edited_index_is_refused(copied: Callable[..., Run]) -> None:
     run = copied()
-    file = folder_of(run) / "index/000001.arrow"
+    file = folder_of(run) / f"index/{run.record.index_digests[1]}.arrow"
     run.forget(samples=run.sample_ids(SHARD, SLICE)[:1])
     table = pa.ipc.open_file(pa.py_buffer(file.read_bytes())).read_all().slice(1)
     with pa.ipc.new_file(str(file), table.schema) as writer:
@@ -178,3 +179,33 @@ def test_an_edited_index_is_refused(copied: Callable[..., Run]) -> None:
 
 def _failed(found: Verification) -> list[tuple[int, int]]:
     return [(c.shard, c.slice) for c in found.stages if not c.ok]
+
+
+def test_a_head_that_names_another_stage_or_other_weights_fails(copied: Callable[..., Run]) -> None:
+    for change in ({"slice": 2}, {"weights_digest": "0" * 64}):
+        run = copied(name=f"copy-{next(iter(change))}")
+        head = latest_head(run.store)
+        assert head is not None
+        first = head.constituents[0]
+        if "slice" in change:
+            shallower = run.stages()[1]
+            change = {"slice": shallower.slice, "key": shallower.key, "weights_digest": shallower.weights_digest}
+        forged = head.model_copy(update={"constituents": (first.model_copy(update=change), *head.constituents[1:])})
+        (folder_of(run) / "heads/00000001.json").write_bytes(forged.to_bytes())
+        verification = run.verify(runner="local")
+        assert not verification.ok
+        assert all(stage.ok for stage in verification.stages)
+        assert "shard 0" in verification.problems[0]
+
+
+def test_samples_that_cannot_even_be_trained_on_are_named_and_not_trained_on(copied: Callable[..., Run]) -> None:
+    run = copied()
+    stage = run.stages()[0]
+    path = folder_of(run) / f"slices/{stage.slice_digest}.arrow"
+    samples = slice_from_bytes(path.read_bytes(), "")
+    labels = np.full_like(samples.labels, 99)
+    path.write_bytes(slice_to_bytes(make_samples(ids=samples.ids, images=samples.images, labels=labels)))
+    verification = run.verify(shards=[stage.shard], runner="local")
+    assert not verification.ok
+    assert [check.actual for check in verification.stages] == ["", "", ""]
+    assert "does not hold the samples that it is named after" in verification.stages[0].problem

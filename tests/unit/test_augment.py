@@ -56,7 +56,9 @@ def test_without_augmentation_an_epoch_is_a_permutation(
     np.testing.assert_allclose(out.numpy(), samples.images[rows.numpy()], rtol=1e-6)
 
 
-@pytest.mark.parametrize(("count", "sizes"), [(21, [8, 8, 5]), (16, [8, 8]), (3, [3]), (1, [1]), (9, [8, 1])])
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(21, [8, 8, 5]), (16, [8, 8]), (3, [3]), (1, [2]), (9, [9]), (17, [8, 9])]
+)
 def test_the_last_batch_is_kept(unscaled: Make, random_samples: MakeSamples, count: int, sizes: list[int]) -> None:
     batches = batches_of(random_samples(count).images, unscaled((8, 8, 1)))
     assert [len(y) for _, y in batches.epoch("key", 0)] == sizes

@@ -334,10 +334,24 @@ def test_test_accuracy_is_of_the_last_epoch_unless_asked(
 def test_head_and_backbone_have_their_rates(make_training: Make, data: LabelledImages) -> None:
     config = OptimizerConfig(lr=1e-3, backbone_lr=1e-4)
     model = models.build(make_training(model="small_cnn"))
-    head, backbone = make_optimizer(model, config, "cpu").param_groups
+    head, backbone = make_optimizer(model, config).param_groups
     assert (head["lr"], backbone["lr"]) == (1e-3, 1e-4)
     assert {id(p) for p in head["params"]} == {id(p) for p in model.linear.parameters()}
     assert len(head["params"]) + len(backbone["params"]) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("count", [1, 33])
+def test_batchnorm_over_one_pixel_never_meets_one_row(
+    make_training: Make, random_samples: MakeSamples, count: int
+) -> None:
+    """A deletion may leave any number of samples: here 32 k + 1, with maps of one pixel."""
+    samples = random_samples(count, (1, 1, 1))
+    training = make_training(model="resnet20", batch_size=32, image_shape=(1, 1, 1), epochs=(1,))
+    arrays = LabelledImages(images=samples.images, labels=samples.labels)
+    start = initial_state(training, "chain", None)
+    steps = train_stage(start=start, samples=arrays, training=training, key="key", epochs=1)
+    (measured,) = list(steps)
+    assert 0 <= measured.train_top1 <= 1
 
 
 def test_rates_scale_their_own_parameters(make_training: Make, data: LabelledImages) -> None:
@@ -354,7 +368,7 @@ def test_rates_scale_their_own_parameters(make_training: Make, data: LabelledIma
 
 
 def test_a_network_that_is_its_head_has_one_group() -> None:
-    groups = make_optimizer(nn.Linear(3, 2), OptimizerConfig(lr=0.3, backbone_lr=0.1), "cpu").param_groups
+    groups = make_optimizer(nn.Linear(3, 2), OptimizerConfig(lr=0.3, backbone_lr=0.1)).param_groups
     assert [(len(g["params"]), g["lr"]) for g in groups] == [(2, 0.3)]
 
 
@@ -362,7 +376,7 @@ def test_a_network_that_is_its_head_has_one_group() -> None:
     ("name", "kind"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)]
 )
 def test_optimisers_by_name(name: str, kind: type[torch.optim.Optimizer]) -> None:
-    optimizer = make_optimizer(nn.Linear(3, 2), OptimizerConfig(name=name, weight_decay=0.1), "cpu")
+    optimizer = make_optimizer(nn.Linear(3, 2), OptimizerConfig(name=name, weight_decay=0.1))
     assert type(optimizer) is kind
     assert optimizer.defaults["weight_decay"] == 0.1
 
