@@ -16,18 +16,11 @@ from ray_sisa.ensemble import Inputs, aggregate, constituent_outputs
 from ray_sisa.evaluation.accuracy import Accuracy, accuracy, cross_entropy
 from ray_sisa.evaluation.membership import MIN_PER_CLASS, Membership, membership_inference
 from ray_sisa.heads import ensemble_digest
+from ray_sisa.members import Members
 from ray_sisa.records import Constituent, Head, RunRecord
 from ray_sisa.samples import Samples, concatenate
 from ray_sisa.store import Store
 from ray_sisa.voting import Rule
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Members:
-    """Samples whose membership is attacked, and the shard that holds or held each, int64 [N]."""
-
-    samples: Samples
-    shards: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 from pydantic import TypeAdapter
 
 from ray_sisa import data, heads
@@ -18,24 +17,22 @@ from ray_sisa.engine.runner import OpenRunner, Runner, RunnerName, open_runner
 from ray_sisa.engine.work import Event
 from ray_sisa.ensemble import Ensemble
 from ray_sisa.errors import ConfigError, RequestError, StoreError
-from ray_sisa.index import digest_rows
 from ray_sisa.ingest import differing_fields, ingest
 from ray_sisa.ledger import EMPTY, Ledger, append, read_ledger
 from ray_sisa.lineage import Chain
 from ray_sisa.live import LiveSet
+from ray_sisa.members import forget_and_retain, training_members
 from ray_sisa.reconcile import CERTIFICATES, Reconciler, Reconciliation
 from ray_sisa.records import Certificate, Constituent, Head, RunRecord, StageRecord
-from ray_sisa.samples import Samples, concatenate
-from ray_sisa.slices import read_slice, read_test
+from ray_sisa.slices import read_test
 from ray_sisa.store import RUN, Store, join_run, numbered, report, stage_record
 from ray_sisa.voting import Rule
 
 if TYPE_CHECKING:
-    from ray_sisa.audit import Evaluation, Members
+    from ray_sisa.audit import Evaluation
     from ray_sisa.verify import Verification
 
 EVALUATION = re.compile(r"/evaluation-[^/]+\.json$")
-ATTACKED_AT_LEAST = 500  # training samples of a shard that are attacked where no forget set is given
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -289,9 +286,11 @@ class Run:
             raise RequestError("data.test", "none", "an evaluation needs a test set", "Make a run with data.test")
         constituents = self.in_force(ledger, head)
         if forget is None:
-            members, retain = self._training_members(ledger, constituents), None
+            members, retain = training_members(self.store, self.record, self.live, ledger, constituents), None
         else:
-            members, retain = self._forget_and_retain(forget, source or self.record.config.data, ledger)
+            everything = data.load(source or self.record.config.data).train
+            shard_of = self._shards_to_forget(forget, ledger)
+            members, retain = forget_and_retain(self.record, self.live, ledger, shard_of, everything)
         with self._runner(runner)() as opened:
             evaluation = evaluate(
                 store=self.store,
@@ -343,71 +342,17 @@ class Run:
     def _runner(self, runner: RunnerName | Runner) -> OpenRunner:
         return lambda: open_runner(runner, self.record.config.scaling)
 
-    def _training_members(self, ledger: Ledger, constituents: Iterable[Constituent]) -> Members:
-        """Samples that each voting stage saw, drawn evenly, as many in all as the test set has where that is more."""
-        from ray_sisa.audit import Members
-
-        each = max(ATTACKED_AT_LEAST, self.record.num_test_samples // len(self.record.slices))
-        chains = {chain.shard: chain for chain in self.live.chains(ledger)}
-        parts: dict[int, Samples] = {}
-        for voter in constituents:
-            seen = [stage.slice_digest for stage in chains[voter.shard].stages if stage.slice <= voter.slice]
-            samples = concatenate([read_slice(self.store, digest) for digest in seen])
-            rows = np.random.default_rng(voter.shard).permutation(len(samples))[:each]
-            parts[voter.shard] = samples.take(np.sort(rows))
-        if not parts:
-            raise RequestError("run", self.record.config.name, "has no constituent left to vote", "Run unlearn first")
-        shards = np.repeat(list(parts), [len(part) for part in parts.values()])
-        return Members(samples=concatenate(list(parts.values())), shards=shards)
-
-    def _forget_and_retain(
-        self, forget: int | Iterable[str], source: DataConfig, ledger: Ledger
-    ) -> tuple[Members, Samples]:
-        from ray_sisa.audit import Members
-
-        places = self._places_to_forget(forget, ledger)
-        shard_of = {sample: shard for (shard, _), ids in places.items() for sample in ids}
-        everything = self._own(data.load(source).train)
-        forgotten = everything.select(set(shard_of))
-        ids = forgotten.ids.to_pylist()
-        absent = sorted(shard_of.keys() - set(ids))
-        if absent:
-            rule = f"{len(absent)} samples of the forget set are not in it"
-            raise RequestError("source", ", ".join(absent[:5]), rule, "Name the data they come from with --source")
-        deleted = {sample for samples in ledger.deleted().values() for sample in samples}
-        retained = everything.select(set(everything.ids.to_pylist()) - deleted - shard_of.keys())
-        return Members(samples=forgotten, shards=np.array([shard_of[i] for i in ids])), retained
-
-    def _own(self, samples: Samples) -> Samples:
-        """Those of the samples of a source that this run was made from.
-
-        Raises:
-            RequestError: a sample has another content than when the run was made.
-        """
-        known: dict[str, bytes] = {}
-        for shard in range(len(self.record.slices)):
-            index = self.live.index(shard)
-            known |= zip(index.ids.to_pylist(), map(bytes, index.row_digests), strict=True)
-        ids, digests = samples.ids.to_pylist(), map(bytes, digest_rows(samples))
-        same = {i: known[i] == digest for i, digest in zip(ids, digests, strict=True) if i in known}
-        changed = [i for i, equal in same.items() if not equal]
-        if changed:
-            rule = f"has {len(changed)} samples whose content is not what the run was made from"
-            raise RequestError("source", ", ".join(changed[:5]), rule, "Name the data they come from with --source")
-        return samples.select(set(same))
-
-    def _places_to_forget(self, forget: int | Iterable[str], ledger: Ledger) -> Places:
+    def _shards_to_forget(self, forget: int | Iterable[str], ledger: Ledger) -> dict[str, int]:
+        """The shard of each sample of a forget set, by id."""
         if isinstance(forget, int):
             if not 1 <= forget <= ledger.position:
-                raise RequestError(
-                    "forget", forget, f"must be a request, 1 to {ledger.position}", "See `ray-sisa status`"
-                )
-            request = ledger.requests[forget - 1]
-            return {(place.shard, place.slice): list(place.samples) for place in request.places}
+                rule = f"must be a request, 1 to {ledger.position}"
+                raise RequestError("forget", forget, rule, "See `ray-sisa status`")
+            return {sample: p.shard for p in ledger.requests[forget - 1].places for sample in p.samples}
         places, unknown = self.locate(samples=forget)
         if unknown:
             raise RequestError("forget", ", ".join(unknown[:20]), f"{len(unknown)} ids not in this run", "Correct them")
-        return places
+        return {sample: shard for (shard, _), ids in places.items() for sample in ids}
 
 
 def _shard_status(
