@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from ray_sisa.printing import no_attack
 from ray_sisa.records import StageRecord
 
 if TYPE_CHECKING:
@@ -85,8 +86,7 @@ class Target:
 
     def absence(self, evaluation: Evaluation) -> str:
         """Why there is no membership."""
-        voted = self.shard is None or any(self.shard == evaluated.shard for evaluated in evaluation.shards)
-        return "too few members to attack" if voted else "no vote to attack"
+        return no_attack(evaluation, self.shard)
 
 
 def targets(states: Sequence[Measured], limit: int = MAX_SHARDS) -> list[Target]:

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from ray_sisa.engine.work import Event
     from ray_sisa.run import Run
 
-logger = logging.getLogger(__name__)
-
 FAILED, INTERRUPTED = 1, 130
 
 
@@ -123,7 +121,7 @@ def train(
     from ray_sisa.run import Run
 
     began = time.perf_counter()
-    run = Run.create(_for_this_place(load_config(config, overrides or ())))
+    run = Run.create(_checked_for_jobs(load_config(config, overrides or ())))
     done = run.train(runner=runner.value, tell=_progress(run, quiet), wait_s=wait)
     return printing.trained(done, time.perf_counter() - began)
 
@@ -309,12 +307,16 @@ def _open(uri: str, overrides: Sequence[str] | None = None) -> Run:
     return Run.open(uri, override(run.record.config, overrides).scaling)
 
 
-def _for_this_place(config: RunConfig) -> RunConfig:
-    """The same configuration, after a word where its folder would be lost."""
+def _checked_for_jobs(config: RunConfig) -> RunConfig:
+    """The same configuration, unless its run would be lost: Ray deletes the working folder of a submitted job.
+
+    Raises:
+        ConfigError: a relative `storage_path` in a submitted job.
+    """
     in_a_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # set by Ray for the driver of a submitted job
     if in_a_job and "://" not in config.storage_path and not Path(config.storage_path).expanduser().is_absolute():
-        rule = "is relative to the working folder of this job, which Ray removes; give a URI or a full path"
-        logger.warning("storage_path = %s %s", config.storage_path, rule)
+        rule = "is relative to the working folder of this job, which Ray deletes with all that is in it"
+        raise ConfigError("storage_path", config.storage_path, rule, "Give a URI or a full path that every node has")
     return config
 
 

@@ -47,6 +47,13 @@ class Columns(_Section):
     """Numeric columns to use as a feature vector, in place of an image."""
     label: str = "label"
 
+    @model_validator(mode="after")
+    def _image_or_features(self) -> Columns:
+        # `img` stands in every configuration that was written out, whoever named it: only another name tells.
+        if self.features is not None and self.image != "img":
+            raise ValueError(f"image: {self.image!r} must not be given with features; name one of the two")
+        return self
+
 
 class DataConfig(_Section):
     """Where samples come from, and the constants that describe them."""
@@ -148,6 +155,14 @@ class Recipe(_Section):
             raise ValueError("epochs_per_slice, total_epochs: exactly one of the two must be given")
         return self
 
+    @model_validator(mode="after")
+    def _upsampling_has_a_size(self) -> Recipe:
+        if self.upsampling != "nearest" and self.input_size is None:
+            raise ValueError(
+                f"upsampling: {self.upsampling} must be given with input_size, to which images are resized"
+            )
+        return self
+
 
 class Scaling(_Section):
     """How a run is spread over a cluster; nothing here changes weights, except the device that a GPU brings."""
@@ -162,10 +177,12 @@ class Scaling(_Section):
 
     @field_validator("resources_per_worker")
     @classmethod
-    def _whole_gpus_or_one_over_k(cls, value: dict[str, float]) -> dict[str, float]:
+    def _one_gpu_or_one_over_k(cls, value: dict[str, float]) -> dict[str, float]:
         gpus = value.get("GPU", 0)
-        if not math.isclose(gpus, round(gpus)) and not math.isclose(1 / gpus, round(1 / gpus)):
-            raise ValueError(f"GPU: {gpus} must be whole or 1/k; other fractions never pack onto a device")
+        if gpus > 1:
+            raise ValueError(f"GPU: {gpus:g} must be 1 or 1/k; a shard trains on one device")
+        if gpus and not math.isclose(1 / gpus, round(1 / gpus)):
+            raise ValueError(f"GPU: {gpus:g} must be 1 or 1/k; other fractions never pack onto a device")
         return value
 
     @property
@@ -199,6 +216,25 @@ class RunConfig(_Section):
                 f"recipe.total_epochs: {self.recipe.total_epochs} must be at least (slices + 1) / 2 = {least:g}, "
                 "so that each slice is trained for an epoch"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _workers_take_what_they_reserve(self) -> RunConfig:
+        cpus = self.scaling.resources_per_worker.get("CPU", 0)
+        # Below 1 a reservation says how many workers share a core: it is no count of threads.
+        if cpus >= 1 and self.recipe.threads > cpus:
+            raise ValueError(
+                f"recipe.threads: {self.recipe.threads} must be at most scaling.resources_per_worker.CPU = {cpus:g}, "
+                "or a worker would take more than it reserves"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _only_images_are_changed(self) -> RunConfig:
+        if self.data.columns.features is not None:
+            for name in ("augment", "input_size"):
+                if value := getattr(self.recipe, name):
+                    raise ValueError(f"recipe.{name}: {value!r} must be left out with data.columns.features, no images")
         return self
 
 

@@ -25,6 +25,10 @@ from ray_sisa.samples import Samples, make_samples
 class Dataset:
     """Training and test samples, and the constants that describe them.
 
+    Pixels are kept as they were stored, uint8 from 0 to 255: whatever scales them, `mean` and `std` do so on the
+    device. Floating-point images are refused, since nothing says whether they were scaled already; float32 is for
+    feature vectors (`samples.make_samples` checks both).
+
     Attributes:
         train: samples to train on; at least one.
         test: samples of the same shape to test on, or None.
@@ -124,7 +128,8 @@ def load_inputs(
 
     Raises:
         ConfigError: Parquet columns that are not there.
-        DataError: a file that cannot be read or holds another shape or kind of array.
+        DataError: a file that cannot be read or holds another shape or kind of array: images must be uint8, so
+            floating-point pixels, scaled or not, are refused.
     """
     if not paths:
         raise DataError("inputs", "()", "must be at least one file", "Name image, .npy, .npz or .parquet files")
@@ -302,5 +307,6 @@ def _checked(array: np.ndarray, path: str, shape: tuple[int, ...]) -> np.ndarray
     dtype = "uint8" if len(shape) == 3 else "float32"
     if array.dtype != dtype or array.shape[1:] != shape or len(array) == 0:
         rule = f"must be {dtype} [N, {', '.join(map(str, shape))}] with N at least 1"
-        raise DataError("inputs", f"{path}: {array.dtype} {list(array.shape)}", rule, "Convert the array")
+        remedy = "Give pixels as they were stored, from 0 to 255" if dtype == "uint8" else "Convert the array"
+        raise DataError("inputs", f"{path}: {array.dtype} {list(array.shape)}", rule, remedy)
     return array

@@ -50,13 +50,16 @@ def build(training: TrainingRecipe) -> nn.Module:
 def head(model: nn.Module) -> str:
     """Name of the last layer, the last `nn.Linear` in module order: the prefix of its tensors, without the dot.
 
+    Asked for only where the last layer is treated apart: by `backbone_lr`, and by weights for other classes.
+
     Raises:
         ConfigError: a network without such a layer.
     """
     names: list[str] = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not names:
-        rule = "has no linear layer, so its last layer is unknown"
-        raise ConfigError(_FIELD, type(model).__name__, rule, "Choose a network that ends in a linear layer")
+        rule = "has no linear layer, so its last layer, which has to be told apart, is unknown"
+        remedy = "Leave out backbone_lr and give weights for as many classes, or choose a network that ends in one"
+        raise ConfigError(_FIELD, type(model).__name__, rule, remedy)
     return names[-1]
 
 

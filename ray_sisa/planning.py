@@ -14,7 +14,6 @@ from pathlib import Path
 from ray_sisa import data
 from ray_sisa.config import DataConfig, RunConfig, TrainingRecipe
 from ray_sisa.errors import DataError, RequestError
-from ray_sisa.ledger import read_ledger
 from ray_sisa.lineage import Chain, Stage, expected_cost, full_cost
 from ray_sisa.run import Run
 
@@ -100,7 +99,7 @@ def plan_config(config: RunConfig, num_requests: int | None = None) -> Plan:
 def plan_next(run: Run) -> Plan:
     """What `train` or `unlearn` would do now."""
     missing = missing_stages(run)
-    num_samples = run.live.num_samples(read_ledger(run.store))
+    num_samples = run.live.num_samples(run.ledger())
     return stages_plan(missing, _full(run), _run_bytes(run, num_samples))
 
 
@@ -110,7 +109,7 @@ def plan_random_deletions(run: Run, num_requests: int) -> Plan:
     Raises:
         RequestError: a number of deletions that is out of range.
     """
-    num_samples = run.live.num_samples(read_ledger(run.store))
+    num_samples = run.live.num_samples(run.ledger())
     storage = _run_bytes(run, num_samples)
     return deletion_plan(num_samples, len(run.record.slices), run.record.training.epochs, num_requests, storage)
 
@@ -127,7 +126,7 @@ def plan_forgetting(run: Run, *, samples: Iterable[str] = (), subjects: Iterable
         raise RequestError("unknown ids", ", ".join(unknown[:20]), rule, "Correct the ids")
     if not places:
         raise RequestError("request", "", "names no sample of this run", "Name samples or subjects")
-    ledger = read_ledger(run.store)
+    ledger = run.ledger()
     deleted = ledger.deleted()
     shards = sorted({shard for shard, _ in places})
     before = [run.live.chain(shard, deleted.get(shard, set())) for shard in shards]
@@ -142,7 +141,7 @@ def plan_forgetting(run: Run, *, samples: Iterable[str] = (), subjects: Iterable
 def missing_stages(run: Run) -> list[Stage]:
     """The stages that should exist and do not."""
     present = run.store.committed_stages()
-    return [stage for chain in run.live.chains(read_ledger(run.store)) for stage in chain.missing(present)]
+    return [stage for chain in run.live.chains(run.ledger()) for stage in chain.missing(present)]
 
 
 def _plan(passes: float, full: float, stages: float, storage_bytes: int) -> Plan:
@@ -157,7 +156,7 @@ def _plan(passes: float, full: float, stages: float, storage_bytes: int) -> Plan
 
 def _full(run: Run) -> int:
     """Sample passes of training all samples, as they were at ingest: what certificates compare with."""
-    return sum(chain.sample_passes for chain in run.live.chains(read_ledger(run.store), 0))
+    return run.live.full_sample_passes()
 
 
 def _run_bytes(run: Run, num_samples: int) -> int:

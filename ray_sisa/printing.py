@@ -161,6 +161,21 @@ def failed(error: SisaError) -> dict[str, Any]:
     return {"error": {"kind": type(error).__name__} | {name: getattr(error, name) for name in names}}
 
 
+def no_attack(found: Evaluation, shard: int | None = None) -> str:
+    """Why there is no membership of the ensemble, or of the constituent of a shard, in an evaluation."""
+    from ray_sisa.evaluation.membership import MIN_PER_CLASS  # loaded already by whoever has an evaluation
+
+    held = {s.shard: s.num_held for s in found.shard_memberships}
+    if shard is not None and shard not in held:
+        return "no vote to attack"
+    num_members = held[shard] if shard is not None else _num_attacked(found)
+    if num_members < MIN_PER_CLASS:
+        return f"too few members to attack: {num_members}, not {MIN_PER_CLASS}"
+    if found.test.num_samples < 2 * MIN_PER_CLASS:
+        return f"too few test samples to attack: {found.test.num_samples}, not {2 * MIN_PER_CLASS}"
+    return "losses that are not numbers"
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person reads them: `12 ms`, `0.3 s`, `42 s`, `7 min 5 s`, `3 h 12 min`."""
     if 0 < seconds < 0.1:
@@ -184,7 +199,7 @@ def _memberships(found: Evaluation, *, with_roc: bool) -> dict[str, Any]:
 
 
 def _membership_or_nulls(found: Membership | None, *, with_roc: bool) -> dict[str, Any]:
-    if found is None:  # too few records to attack
+    if found is None:  # `no_attack` says why
         return dict.fromkeys(("accuracy", "ci_low", "ci_high", "null_mean", "null_sd"))
     return _membership(found, with_roc=with_roc)
 
@@ -204,11 +219,10 @@ def _evaluation_text(found: Evaluation) -> str:
     ]
     rows += [("forget", _accuracy(found.forget))] if found.forget else []
     rows += [("retain", _accuracy(found.retain))] if found.retain else []
-    rows.append(("membership", _attack(found.ensemble_membership)))
-    attacks = {s.shard: s.held for s in found.shard_memberships}
+    rows.append(("membership", _attack(found.ensemble_membership) or no_attack(found)))
+    attacks = {s.shard: _attack(s.held) or no_attack(found, s.shard) for s in found.shard_memberships}
     shards = [
-        (f"{s.shard}", f"{s.slice}", f"{s.test.top1:.2%}", f"{s.test.top5:.2%}", _attack(attacks.get(s.shard)))
-        for s in found.shards
+        (f"{s.shard}", f"{s.slice}", f"{s.test.top1:.2%}", f"{s.test.top5:.2%}", attacks[s.shard]) for s in found.shards
     ]
     return f"{_table(rows)}\n\n{_columns(('shard', 'slice', 'top1', 'top5', 'membership'), shards)}"
 
@@ -217,9 +231,13 @@ def _accuracy(found: Accuracy) -> str:
     return f"top1 {found.top1:.2%}, top5 {found.top5:.2%} ({found.num_samples:,} samples)"
 
 
+def _num_attacked(found: Evaluation) -> int:
+    return found.forget.num_samples if found.forget else sum(s.num_held for s in found.shard_memberships)
+
+
 def _attack(found: Membership | None) -> str:
     if found is None:
-        return "too few samples to attack"
+        return ""
     null = f"null {found.null_mean:.3f} +- {found.null_sd:.3f}"
     return f"{found.accuracy:.3f} [{found.ci_low:.3f}, {found.ci_high:.3f}], {null}"
 

@@ -7,7 +7,7 @@ needs neither torch nor Ray.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +21,7 @@ from ray_sisa import charts, heads
 from ray_sisa.charts import Measured, Target, above_null
 from ray_sisa.clock import now
 from ray_sisa.errors import StoreError
-from ray_sisa.ledger import Ledger, read_ledger
+from ray_sisa.ledger import Ledger
 from ray_sisa.lineage import Chain, recipe_digest
 from ray_sisa.records import Certificate, Environment, Head, Request, StageRecord
 from ray_sisa.store import numbered, report
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ray_sisa.run import Run, ShardStatus, Status
 
 NAME = "report.html"
+MAX_NAMED = 8  # requests of one batch that are named in a row of the table
 SECRET = "(secret, in run.json)"
 
 CellState = Literal["kept", "retrained", "emptied", "empty", "missing"]
@@ -67,8 +68,31 @@ class RequestRow:
     num_samples: int
     shards: tuple[int, ...]
     certificate: Certificate | None
+    shared_with: tuple[int, ...]
+    """Requests of the same batch in the same shards: the certificate counts what was done for all of them."""
     seconds_to_effective: float | None
     seconds_to_complete: float | None
+
+    @property
+    def together(self) -> str:
+        """What the certificate counts besides this request, in words; empty where it counts nothing else."""
+        if not self.shared_with:
+            return ""
+        if len(self.shared_with) > MAX_NAMED:
+            return f"together with {len(self.shared_with)} other requests"
+        plural = "s" if len(self.shared_with) > 1 else ""
+        return f"together with request{plural} {', '.join(map(str, self.shared_with))}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Costs:
+    """What all completed requests took, each sample, stage and sample pass counted once."""
+
+    num_requests: int
+    num_samples: int
+    num_stages: int
+    sample_passes: int
+    full_training_sample_passes: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,7 +164,7 @@ def render(page: Page) -> str:
 
 def make_page(run: Run) -> Page:
     """What the store says of a run."""
-    ledger, status = read_ledger(run.store), run.status()
+    ledger, status = run.ledger(), run.status()
     chains, stages = run.live.chains(ledger), run.stages()
     states = _states(run, ledger)
     ends = states if len(states) < 2 else (states[0], states[-1])
@@ -154,7 +178,7 @@ def make_page(run: Run) -> Page:
         num_stages=num_stages,
         created_at=run.record.created_at,
         written_at=now(),
-        verdict=(_progress(status, num_stages), *_costs(requests), *_findings(states, targets)),
+        verdict=(_progress(status, num_stages), *_cost(_costs(run, ledger, requests)), *_findings(states, targets)),
         states=states,
         ends=ends,
         targets=targets,
@@ -197,17 +221,48 @@ def _label(word: str, request: int, ledger: Ledger) -> str:
 
 def _requests(run: Run, ledger: Ledger) -> tuple[RequestRow, ...]:
     certificates = {certificate.request: certificate for certificate in run.certificates()}
-    return tuple(_request(request, certificates.get(request.number)) for request in ledger.requests)
+    return tuple(_request(request, certificates) for request in ledger.requests)
 
 
-def _request(request: Request, certificate: Certificate | None) -> RequestRow:
+def _request(request: Request, certificates: Mapping[int, Certificate]) -> RequestRow:
+    certificate = certificates.get(request.number)
     return RequestRow(
         number=request.number,
         num_samples=len(request.sample_ids),
         shards=tuple(sorted({place.shard for place in request.places})),
         certificate=certificate,
+        shared_with=_sharing(certificate, certificates) if certificate else (),
         seconds_to_effective=_elapsed(request.created_at, certificate.effective_at) if certificate else None,
         seconds_to_complete=_elapsed(request.created_at, certificate.completed_at) if certificate else None,
+    )
+
+
+def _sharing(certificate: Certificate, certificates: Mapping[int, Certificate]) -> tuple[int, ...]:
+    own = set(certificate.affected_shards)
+    others = (certificates[n] for n in certificate.batch if n in certificates and n != certificate.request)
+    return tuple(other.request for other in others if own & set(other.affected_shards))
+
+
+def _costs(run: Run, ledger: Ledger, requests: Sequence[RequestRow]) -> Costs | None:
+    """None where no request is complete. Certificates that share stages cannot be added up."""
+    certificates = [row.certificate for row in requests if row.certificate]
+    if not certificates:
+        return None
+    completed = {certificate.request for certificate in certificates}
+    retrained = {key for certificate in certificates for key in certificate.retrained_stages}
+    sharing = [row.certificate for row in requests if row.certificate and row.shared_with]
+    alone = sum(c.sample_passes for c in certificates) - sum(c.sample_passes for c in sharing)
+    # Each shared shard as its batch left it: what was retrained may have been retired since.
+    shared = sorted(
+        {(certificate.batch[-1], shard) for certificate in sharing for shard in certificate.affected_shards}
+    )
+    chains = [run.live.chain(shard, ledger.deleted(end).get(shard, set())) for end, shard in shared]
+    return Costs(
+        num_requests=len(certificates),
+        num_samples=len({sample for r in ledger.requests if r.number in completed for sample in r.sample_ids}),
+        num_stages=len(retrained),
+        sample_passes=alone + sum(s.sample_passes for chain in chains for s in chain.stages if s.key in retrained),
+        full_training_sample_passes=certificates[-1].full_training_sample_passes,
     )
 
 
@@ -285,20 +340,16 @@ def _progress(status: Status, num_stages: int) -> str:
     return "Complete: every request is done, and every shard votes at its full depth."
 
 
-def _costs(requests: Sequence[RequestRow]) -> list[str]:
-    certificates = [row.certificate for row in requests if row.certificate]
-    if not certificates:
+def _cost(costs: Costs | None) -> list[str]:
+    if costs is None:
         return []
-    samples = sum(certificate.num_samples for certificate in certificates)
-    passes = sum(certificate.sample_passes for certificate in certificates)
-    full = certificates[-1].full_training_sample_passes
-    stages = sum(len(certificate.retrained_stages) for certificate in certificates)
-    if not passes:
+    samples, passes, full = costs.num_samples, costs.sample_passes, costs.full_training_sample_passes
+    if not costs.num_stages:
         return [f"Forgetting {samples:,} samples needed no training: what held them came last."]
-    each = f" ({len(certificates)} requests)" if len(certificates) > 1 else ""
+    each = f" ({costs.num_requests} requests)" if costs.num_requests > 1 else ""
     return [
-        f"Forgetting {samples:,} samples{each} retrained {stages} stages: {passes:,} sample passes instead of the "
-        f"{full:,} of training everything{_fewer(passes, full)}."
+        f"Forgetting {samples:,} samples{each} retrained {costs.num_stages} stages: {passes:,} sample passes instead "
+        f"of the {full:,} of training everything{_fewer(passes, full)}."
     ]
 
 
@@ -312,16 +363,13 @@ def _findings(states: Sequence[Measured], targets: Sequence[Target]) -> list[str
     accuracies = ", ".join(f"{percent(s.evaluation.test.top1)} {s.label}" for s in states)
     found = [f"Right on the test set: {accuracies}."]
     shards = [target for target in targets if target.shard is not None]
-    counts = [_num_above(state, shards) for state in states if state.phase != 1]
-    if shards and counts:
+    attacks = {s.label: [m for t in shards if (m := t.membership(s.evaluation))] for s in states if s.phase != 1}
+    counts = [f"{sum(map(above_null, ms))} of {len(ms)} shards {label}" for label, ms in attacks.items() if ms]
+    if counts:
         found.append("The attack tells members from others on " + ", ".join(counts) + ".")
+    if without := [label for label, ms in attacks.items() if not ms]:
+        found.append(f"No single shard could be attacked {', '.join(without)}: too few members, or no vote.")
     return found
-
-
-def _num_above(state: Measured, shards: Sequence[Target]) -> str:
-    attacked = [m for target in shards if (m := target.membership(state.evaluation))]
-    above = sum(above_null(m) for m in attacked)
-    return f"{above} of {len(attacked)} shards {state.label}"
 
 
 def percent(share: float) -> str:
@@ -370,7 +418,7 @@ def _digests(run: Run, ledger: Ledger) -> tuple[tuple[str, str], ...]:
         "test set": run.record.test_digest,
         "recipe": recipe_digest(run.record.training),
         "initial weights": run.record.training.initial_weights,
-        "last request": ledger.tip,
+        "last request": ledger.tip(),
         f"ensemble of head {head.number}" if head else "ensemble": head.ensemble_digest if head else None,
     }
     return tuple((name, digest) for name, digest in found.items() if digest)

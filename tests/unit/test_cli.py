@@ -141,6 +141,28 @@ def test_a_nonsense_override_is_refused(tmp_path: Path, override: str) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("storage_path", ["runs", "./runs", "../runs"])
+def test_in_a_submitted_job_a_relative_place_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage_path: str
+) -> None:
+    folder = tmp_path / "job"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    error = refusal("train", write_config(folder, storage_path=storage_path), "--runner", "local")
+    assert (error["kind"], error["field"], error["value"]) == ("ConfigError", "storage_path", storage_path)
+    assert "Ray deletes" in error["rule"]
+    assert objects(tmp_path).keys() == {"job/config.yaml"}
+
+
+def test_in_a_submitted_job_a_full_path_or_uri_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    for storage_path in (str(tmp_path / "path"), f"file://{tmp_path}/uri"):
+        config = write_config(tmp_path, storage_path=storage_path)
+        answer("train", config, "--runner", "local", "--quiet", "--set", "placement.slices=1")
+        assert Run.open(f"{storage_path}/small").status().complete
+
+
 def test_a_configuration_that_is_not_there(tmp_path: Path) -> None:
     assert "cannot be read" in refusal("train", tmp_path / "none.yaml")["rule"]
 
@@ -397,7 +419,7 @@ def test_unknown_commands_and_values_are_usage_errors(arguments: list[str]) -> N
 def test_set_on_a_run_changes_scaling_alone(run: Path, command: str) -> None:
     answer(command, run, "--runner", "local", "--set", "scaling.max_concurrent_shards=1")
     assert "only change scaling" in refusal(command, run, "--set", "recipe.seed=1")["rule"]
-    assert "must be whole" in refusal(command, run, "--set", "scaling.resources_per_worker.GPU=0.3")["value"]
+    assert "must be 1 or 1/k" in refusal(command, run, "--set", "scaling.resources_per_worker.GPU=0.3")["value"]
 
 
 def test_a_run_that_another_process_holds(run: Path) -> None:

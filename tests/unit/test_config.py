@@ -159,6 +159,15 @@ def test_it_is_frozen_and_survives_json(write) -> None:
         ({"data__mean": [0.5]}, "data.mean, std: one without the other"),
         ({"data": {"source": "parquet", "num_classes": 2}}, "data.train: missing"),
         ({"data": {"source": "parquet", "train": "a.parquet"}}, "data.num_classes: missing"),
+        ({"data__columns": {"features": ["x"], "image": "pixels"}}, "data.columns.image: 'pixels' must not be given"),
+        ({"recipe__upsampling": "bilinear"}, "recipe.upsampling: bilinear must be given with input_size"),
+        ({"data__columns": {"features": ["x"]}, "recipe__augment": ["flip"]}, "recipe.augment: ('flip',) must be left"),
+        ({"data__columns": {"features": ["x"]}, "recipe__input_size": 16}, "recipe.input_size: 16 must be left out"),
+        ({"recipe__threads": 2}, "recipe.threads: 2 must be at most scaling.resources_per_worker.CPU = 1"),
+        (
+            {"recipe__threads": 4, "scaling__resources_per_worker": {"CPU": 3.5, "GPU": 1}},
+            "recipe.threads: 4 must be at most scaling.resources_per_worker.CPU = 3.5",
+        ),
     ],
     ids=str,
 )
@@ -207,15 +216,39 @@ def test_what_is_not_finite_is_refused(change: dict[str, Any]) -> None:
     refusal(changed(**change))
 
 
-@pytest.mark.parametrize("gpus", [0, 1, 2, 8, 0.5, 0.25, 0.2, 0.125, 1 / 3, 0.1])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data__columns": {"features": ["x"], "image": "img"}},  # as a configuration that was written out has it
+        {"recipe__upsampling": "nearest"},
+        {"recipe__upsampling": "bilinear", "recipe__input_size": 16},
+        {"recipe__threads": 4, "scaling__resources_per_worker": {"CPU": 4}},
+        {"recipe__threads": 2, "scaling__resources_per_worker": {"CPU": 0.5}},
+        {"recipe__threads": 2, "scaling__resources_per_worker": {"CPU": 0, "GPU": 1}},
+        {"recipe__threads": 2, "scaling__resources_per_worker": {"GPU": 1}},
+    ],
+    ids=str,
+)
+def test_what_is_no_contradiction_loads_and_survives_json(change: dict[str, Any]) -> None:
+    config = make_config(changed(**change))
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize("gpus", [0, 1, 0.5, 0.25, 0.2, 0.125, 1 / 3, 0.1])
 def test_gpus_that_pack(gpus: float) -> None:
     assert make_config(changed(scaling__resources_per_worker={"CPU": 1, "GPU": gpus})).scaling.num_gpus == gpus
 
 
-@pytest.mark.parametrize("gpus", [0.4, 0.6, 0.75, 0.99, 1.5, 2.25])
+@pytest.mark.parametrize("gpus", [0.4, 0.6, 0.75, 0.99])
 def test_gpus_that_never_pack(gpus: float) -> None:
     error = refusal(changed(scaling__resources_per_worker={"CPU": 1, "GPU": gpus}))
-    assert f"scaling.resources_per_worker.GPU: {gpus} must be whole or 1/k" in error.value
+    assert f"scaling.resources_per_worker.GPU: {gpus} must be 1 or 1/k; other fractions never pack" in error.value
+
+
+@pytest.mark.parametrize("gpus", [1.5, 2, 2.25, 8])
+def test_a_worker_has_no_use_for_a_second_gpu(gpus: float) -> None:
+    error = refusal(changed(scaling__resources_per_worker={"CPU": 1, "GPU": gpus}))
+    assert f"scaling.resources_per_worker.GPU: {gpus} must be 1 or 1/k; a shard trains on one device" in error.value
 
 
 # Epochs.

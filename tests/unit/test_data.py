@@ -378,6 +378,9 @@ def test_inputs_need_no_label_or_subject(tmp_path: Path) -> None:
     ("shape", "array", "rule"),
     [
         ((4, 4, 3), np.zeros((2, 4, 4, 3)), r"float64 \[2, 4, 4, 3\]: must be uint8 \[N, 4, 4, 3\]"),
+        ((4, 4, 3), np.full((2, 4, 4, 3), 0.5, np.float32), r"float32 .*: must be uint8 .*\. Give pixels .* 0 to 255"),
+        ((4, 4, 3), np.zeros((2, 4, 4, 3), np.int64), r"int64 \[2, 4, 4, 3\]: must be uint8"),
+        ((3,), np.zeros((2, 3), np.uint8), r"uint8 \[2, 3\]: must be float32 \[N, 3\]"),
         ((4, 4, 3), np.zeros((2, 4, 4, 1), np.uint8), r"must be uint8 \[N, 4, 4, 3\]"),
         ((4, 4, 3), np.zeros((0, 4, 4, 3), np.uint8), "with N at least 1"),
         ((4, 4, 3), np.uint8(3), r"must be uint8 \[N, 4, 4, 3\]"),
@@ -390,6 +393,15 @@ def test_wrong_arrays(tmp_path: Path, shape: tuple[int, ...], array: np.ndarray,
     np.save(tmp_path / "a.npy", array, allow_pickle=True)
     with pytest.raises(DataError, match=rf"inputs = .*a.npy.*{rule}"):
         data.load_inputs([str(tmp_path / "a.npy")], shape)
+
+
+def test_scaled_pixels_in_parquet_are_refused(tmp_path: Path) -> None:
+    pixels = pa.FixedShapeTensorArray.from_numpy_ndarray(np.full((2, 4, 4, 3), 0.5, np.float32))
+    pq.write_table(pa.table({"img": pixels, "label": [0, 1]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="must be tensors of uint8"):
+        data.load_inputs([str(tmp_path / "a.parquet")], (4, 4, 3))
+    with pytest.raises(DataError, match="must be tensors of uint8"):
+        data.load(DataConfig(source="parquet", train=str(tmp_path / "a.parquet"), num_classes=2))
 
 
 def test_wrong_inputs(tmp_path: Path) -> None:

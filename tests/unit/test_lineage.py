@@ -56,7 +56,7 @@ CAUSES: list[dict[str, Any]] = [
     {"augment": ["flip"]},
     {"augment": ["crop", "flip"]},
     {"input_size": 16},
-    {"upsampling": "bilinear"},
+    {"input_size": 16, "upsampling": "bilinear"},
     {"precision": "bfloat16"},
     {"threads": 2},
     {"seed": 1},

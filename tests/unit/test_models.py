@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from ray_sisa import models
 from ray_sisa.config import Recipe, TrainingRecipe
 from ray_sisa.digests import digest_tensors
 from ray_sisa.errors import ConfigError
+from ray_sisa.training import LabelledImages, initial_state, to_end, train_stage
 
 IMAGE_NETWORKS = ("small_cnn", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
 SHAPES = [(8, 8, 1), (32, 32, 3)]
@@ -174,6 +176,33 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield folder
     for name in [name for name in sys.modules if name.startswith(folder.name)]:
         del sys.modules[name]  # the next test writes its own
+
+
+CONVOLUTIONS = """
+from torch import nn
+
+def make(*, num_classes, image_shape):
+    layers = nn.Conv2d(image_shape[2], 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, num_classes, 1)
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+"""
+
+
+def test_a_network_need_not_have_a_linear_layer(package: Path) -> None:
+    (package / "networks.py").write_text(CONVOLUTIONS)
+    model = models.build(training("networks_of_a_user.networks:make", (8, 8, 1), num_classes=3))
+    assert model(inputs((8, 8, 1))).shape == (2, 3)
+    squeezenet = models.build(training("torchvision:squeezenet1_0", num_classes=7))
+    assert squeezenet(inputs((32, 32, 3))).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", ["networks_of_a_user.networks:make", "torchvision:squeezenet1_0"])
+def test_a_network_without_a_linear_layer_trains(package: Path, name: str) -> None:
+    (package / "networks.py").write_text(CONVOLUTIONS)
+    recipe = training(name, num_classes=3, optimizer={"lr": 1e-3})
+    start = initial_state(recipe, "chain", None)
+    samples = LabelledImages(images=np.zeros((4, 32, 32, 3), np.uint8), labels=np.arange(4) % 3)
+    trained = to_end(train_stage(start=start, samples=samples, training=recipe, key="stage", epochs=1))
+    assert digest_tensors(trained) != digest_tensors(start)
 
 
 def test_function_of_the_users(package: Path) -> None:

@@ -99,7 +99,7 @@ def test_stages_that_were_not_foreseen_are_added() -> None:
     assert "1/1 stages, 100% of passes" in stream.getvalue()
 
 
-@pytest.mark.parametrize("ending", ["application", "worker", "preemption", "superseded"])
+@pytest.mark.parametrize("ending", ["application", "worker", "preemption"])
 def test_a_chain_that_ends_early_is_told(ending: str) -> None:
     stream = io.StringIO()
     progress = Progress([], 2, stream, Clock())

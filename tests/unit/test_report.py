@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import re
 import subprocess
 import sys
@@ -13,11 +14,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from ray_sisa import charts
+from ray_sisa import charts, printing
 from ray_sisa.config import RunConfig, make_config
 from ray_sisa.errors import StoreError
 from ray_sisa.records import EpochMetrics, StageRecord
-from ray_sisa.report import NAME, make_page, seconds, write_report
+from ray_sisa.report import NAME, RequestRow, make_page, render, seconds, write_report
 from ray_sisa.run import Run
 from ray_sisa.store import report
 
@@ -203,7 +204,71 @@ def test_the_numbers_are_those_of_the_certificate(story: Story) -> None:
 def test_of_several_requests_each_state_says_of_which(story: Story) -> None:
     text = Page(story.pages["both requests"]).text
     assert re.search(r"% before, .* % rolled back, request 1, .* % after, request 1, .* % after, request 2\.", text)
-    assert "too few members to attack" in text  # request 2 named one sample
+    assert "too few members to attack: 1, not 20" in text  # request 2 named one sample
+    assert "too few members to attack: 0, not 20" in text  # none of them of shard 1
+    assert "No single shard could be attacked after, request 2: too few members, or no vote." in text
+
+
+def test_what_could_not_be_attacked_is_said_in_words(story: Story) -> None:
+    found = story.run.evaluations()[-1]
+    assert found.ensemble_membership is None
+    text = printing.evaluated(found, with_roc=False).text
+    assert "membership  too few members to attack: 1, not 20" in text
+    assert text.splitlines()[-1].endswith("too few members to attack: 0, not 20")
+    few = dataclasses.replace(found.test, num_samples=39)
+    enough = tuple(dataclasses.replace(s, num_held=20) for s in found.shard_memberships)
+    assert printing.no_attack(found, 7) == "no vote to attack"
+    changed = dataclasses.replace(found, shard_memberships=enough)
+    assert printing.no_attack(changed, 0) == "losses that are not numbers"
+    assert printing.no_attack(dataclasses.replace(changed, test=few), 0) == "too few test samples to attack: 39, not 40"
+
+
+def test_requests_of_one_batch_are_counted_once(tmp_path: Path) -> None:
+    run = Run.create(config(tmp_path))
+    run.train(runner="local")
+    first, second = run.sample_ids(0, 1)[:2], run.sample_ids(0, 2)[:3]
+    run.forget(samples=first)
+    run.forget(samples=[*second, first[0], *run.sample_ids(1, 2)[:1]])  # one of them is gone already
+    done = run.unlearn(runner="local")
+    run.forget(samples=run.sample_ids(0, 1)[2:3])  # retires what the batch retrained in shard 0
+    later = run.unlearn(runner="local")
+    page = make_page(run)
+
+    one, two, three = run.certificates()
+    assert set(one.retrained_stages) < set(two.retrained_stages)  # both shards of the second, one of the first
+    stages, passes = done.stages_trained + later.stages_trained, done.sample_passes + later.sample_passes
+    assert one.sample_passes + two.sample_passes + three.sample_passes > passes
+    assert f"Forgetting 7 samples (3 requests) retrained {stages} stages: {passes:,} sample passes" in page.verdict[1]
+    assert [row.together for row in page.requests] == ["together with request 2", "together with request 1", ""]
+    text = Page(render(page)).text
+    assert "together with request 2" in text and "counted once at the top" in text
+
+
+def test_a_batch_in_different_shards_shares_nothing(tmp_path: Path) -> None:
+    run = Run.create(config(tmp_path))
+    run.train(runner="local")
+    for shard in (0, 1):
+        run.forget(samples=run.sample_ids(shard, 2)[:1])
+    done = run.unlearn(runner="local")
+    page = make_page(run)
+    assert [row.together for row in page.requests] == ["", ""]
+    assert f"retrained 2 stages: {done.sample_passes:,} sample passes" in page.verdict[1]
+    assert "counted once" not in render(page)
+
+
+def test_many_requests_of_one_batch_are_not_all_named() -> None:
+    row = RequestRow(
+        number=1,
+        num_samples=1,
+        shards=(0,),
+        certificate=None,
+        shared_with=(2, 3),
+        seconds_to_effective=None,
+        seconds_to_complete=None,
+    )
+    assert row.together == "together with requests 2, 3"
+    many = dataclasses.replace(row, shared_with=tuple(range(2, 52)))
+    assert many.together == "together with 50 other requests"
 
 
 def test_a_run_that_forgot_everything_has_a_page(story: Story) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -264,6 +265,22 @@ def test_a_last_layer_with_other_inputs_is_of_another_network() -> None:
     state["linear.weight"] = torch.ones(5, 63)
     with pytest.raises(ConfigError, match=r"linear.weight is \[5, 63\] in the file and \[10, 64\]"):
         weights.fit(network(), state)
+
+
+def convolutions(num_classes: int = 3) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, num_classes, 1), nn.AdaptiveAvgPool2d(1))
+
+
+@pytest.mark.parametrize("make", [convolutions, lambda: network("torchvision:squeezenet1_0")])
+def test_fit_of_equal_classes_needs_no_linear_layer(make: Callable[[], nn.Module]) -> None:
+    source, target = make(), make()
+    assert weights.fit(target, source.state_dict()) == []
+    assert digest_tensors(target.state_dict()) == digest_tensors(source.state_dict())
+
+
+def test_fit_of_other_classes_needs_a_linear_layer() -> None:
+    with pytest.raises(ConfigError, match=r"no linear layer.*give weights for as many classes"):
+        weights.fit(convolutions(), convolutions(num_classes=5).state_dict())
 
 
 PUBLISHED = {
