@@ -122,6 +122,7 @@ def verified(found: Verification) -> Answer:
     """The answer of `verify`: a line for each stage that fails, and a summary."""
     failing = [stage for stage in found.stages if not stage.ok]
     lines = [f"shard {s.shard} slice {s.slice} ({s.key[:DIGEST_SHOWN]}): {s.problem}" for s in failing]
+    lines += found.problems
     num_equal = len(found.stages) - len(failing)
     lines.append(f"{num_equal} of {len(found.stages)} stages are bit for bit what training them again gives")
     return Answer(fields=asdict(found), text="\n".join(lines), ok=found.ok)
