@@ -77,8 +77,9 @@ def read_ledger(store: Store, known: Ledger = EMPTY) -> Ledger:
         StoreError: a request is missing, damaged, or does not follow from the one before.
     """
     requests, digests = list(known.requests), list(known.digests)
+    last = max(store.numbers(FOLDER), default=0)
     # A listing may lack what is written meanwhile, in the middle as well: it says where to end, not what is there.
-    for number in range(len(requests) + 1, max(store.numbers(FOLDER), default=0) + 1):
+    for number in range(len(requests) + 1, last + 1):
         path = numbered(FOLDER, number)
         data = store.find(path)
         request = store.parse(path, data, Request) if data is not None else None
@@ -88,10 +89,15 @@ def read_ledger(store: Store, known: Ledger = EMPTY) -> Ledger:
             raise StoreError(f"{store.uri}/{path}", "", rule, "Restore the ledger from a backup")
         requests.append(request)
         digests.append(digest_bytes(data))
+    if last < known.position and store.find(numbered(FOLDER, known.position)) is None:
+        rule = f"had {known.position} requests and has {last}: it lost some"
+        raise StoreError(f"{store.uri}/{FOLDER}", "", rule, "Restore the ledger from a backup")
     return Ledger(requests=tuple(requests), digests=tuple(digests))
 
 
-def append(store: Store, places: Mapping[tuple[int, int], list[str]], reason: str, key: str | None) -> Request:
+def append(
+    store: Store, places: Mapping[tuple[int, int], list[str]], reason: str, key: str | None, known: Ledger = EMPTY
+) -> Request:
     """Appends a request and returns it; one with the same idempotency key is returned as it stands.
 
     Once this returns, the request is kept: a crash before the create leaves nothing, one after it leaves all.
@@ -101,18 +107,18 @@ def append(store: Store, places: Mapping[tuple[int, int], list[str]], reason: st
         places: ids by (shard, slice), all of them of this run.
         reason: free text, kept with the request.
         key: idempotency key; by default a digest of the ids, so that sending the same request twice is one request.
+        known: what the caller has read already.
 
     Raises:
         RequestError: the key was used for other samples.
     """
     named = tuple(Place(shard=s, slice=r, samples=tuple(sorted(ids))) for (s, r), ids in sorted(places.items()))
     key = key or digest_json([place.samples for place in named])
-    ledger = EMPTY
     while True:
-        ledger = read_ledger(store, ledger)
-        known = ledger.with_key(key)
-        if known is not None:
-            return _same(known, named)
+        ledger = known = read_ledger(store, known)
+        there = ledger.with_key(key)
+        if there is not None:
+            return _same(there, named)
         request = Request(
             number=ledger.position + 1,
             idempotency_key=key,

@@ -24,8 +24,8 @@ from ray_sisa.engine.runner import OpenRunner, device_of
 from ray_sisa.engine.work import ChainWork, Event
 from ray_sisa.errors import StoreError
 from ray_sisa.lease import Lease, hold_lease
+from ray_sisa.ledger import EMPTY, Ledger, read_ledger
 from ray_sisa.ledger import FOLDER as LEDGER
-from ray_sisa.ledger import Ledger, read_ledger
 from ray_sisa.lineage import Chain, plan
 from ray_sisa.live import LiveSet
 from ray_sisa.records import Certificate, Head, Request, RunRecord, StageRecord
@@ -64,8 +64,9 @@ class Reconciliation:
 class Reconciler:
     """One reconcile of one run."""
 
-    def __init__(self, store: Store, run: RunRecord, tell: Callable[[Event], None]) -> None:
-        self._store, self._run, self._tell = store, run, tell
+    def __init__(self, store: Store, run: RunRecord, tell: Callable[[Event], None], known: Ledger = EMPTY) -> None:
+        """Takes a run, who hears of its training, and what of its ledger has been read already."""
+        self._store, self._run, self._tell, self._ledger = store, run, tell, known
         self._live = LiveSet(store, run)
         self._began = time.perf_counter()
         self._seconds_to_effective = 0.0
@@ -86,14 +87,14 @@ class Reconciler:
                 self._purge(chains, ledger, lease)
                 self._train(chains, ledger, open_runner, lease)
                 # A request that came meanwhile starts the next round: it is in the ledger, so it is not lost.
-                if read_ledger(self._store).position == ledger.position:
+                if read_ledger(self._store, ledger).position == ledger.position:
                     break
             head = self._complete(chains, ledger, lease)
             completed = self._certify(ledger)
         return self._summary(head, chains, ledger, completed)
 
     def _make_effective(self) -> Ledger:
-        ledger = read_ledger(self._store)
+        ledger = self._ledger = read_ledger(self._store, self._ledger)
         head = heads.latest_head(self._store)
         kept = heads.in_force(self._store, ledger, head)
         if head is not None and head.ledger < ledger.position:

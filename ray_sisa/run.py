@@ -148,7 +148,7 @@ class Run:
         Raises:
             BusyError, ResourcesError, StoreError, TrainingError: what was committed stays.
         """
-        return Reconciler(self.store, self.record, tell).run(self._runner(runner), wait_s)
+        return Reconciler(self.store, self.record, tell, self._ledger).run(self._runner(runner), wait_s)
 
     unlearn = train
     """Completes all pending requests: training and unlearning are one operation, see `reconcile`."""
@@ -185,7 +185,7 @@ class Run:
         deleted = self.ledger().deleted()
         named = [(shard, sample) for (shard, _), ids in places.items() for sample in ids]
         gone = sum(sample in deleted.get(shard, ()) for shard, sample in named)
-        request = append(self.store, places, reason, key)
+        request = append(self.store, places, reason, key, self._ledger)
         return Forgotten(
             request=request.number, samples=len(named) - gone, already_forgotten=gone, unknown=tuple(unknown)
         )
