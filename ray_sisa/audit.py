@@ -22,6 +22,8 @@ from ray_sisa.samples import Samples, concatenate
 from ray_sisa.store import Store
 from ray_sisa.voting import Rule
 
+TINY = np.finfo(np.float32).tiny  # in place of a probability of 0, whose logarithm is infinite
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardEvaluation:
@@ -104,24 +106,15 @@ def evaluate(
     edges = np.cumsum([0, *map(len, parts)])
     on_test, on_members = slice(0, edges[1]), slice(edges[1], edges[2])
     labels = everything.labels
+    losses = [cross_entropy(output, labels) for output in [*outputs, np.log(np.maximum(scores, TINY))]]
+    memberships = [
+        _memberships(c.shard, loss[on_members], loss[on_test], members.shards, retain is not None)
+        for c, loss in zip(constituents, losses[:-1], strict=True)
+    ]
 
     def measured(rows: slice) -> Accuracy:
         return accuracy(scores[rows], labels[rows])
 
-    def attacked(log_probabilities: np.ndarray, rows: np.ndarray) -> Membership | None:
-        losses = cross_entropy(log_probabilities, labels)
-        return _attack(losses[on_members][rows], losses[on_test])
-
-    whole = np.ones(len(members.samples), dtype=bool)
-    memberships = [
-        ShardMembership(
-            shard=c.shard,
-            num_held=int((members.shards == c.shard).sum()),
-            held=attacked(output, members.shards == c.shard),
-            whole=attacked(output, whole) if retain is not None else None,
-        )
-        for c, output in zip(constituents, outputs, strict=True)
-    ]
     return Evaluation(
         head=head.number,
         ensemble_digest=ensemble_digest(constituents),
@@ -132,12 +125,25 @@ def evaluate(
             ShardEvaluation(shard=c.shard, slice=c.slice, test=accuracy(output[on_test], labels[on_test]))
             for c, output in zip(constituents, outputs, strict=True)
         ),
-        ensemble_membership=attacked(np.log(np.maximum(scores, np.finfo(np.float32).tiny)), whole),
+        ensemble_membership=_attack(losses[-1][on_members], losses[-1][on_test]),
         shard_memberships=tuple(memberships),
         forget=measured(on_members) if retain is not None and len(members.samples) else None,
         retain=measured(slice(edges[2], edges[3])) if retain is not None and len(retain) else None,
         forget_request=forget_request,
         measured_at=now(),
+    )
+
+
+def _memberships(
+    shard: int, members: np.ndarray, test: np.ndarray, shards: np.ndarray, is_forget_set: bool
+) -> ShardMembership:
+    """The attack on one constituent, from its losses on members (held by `shards`) and on the test set."""
+    held = shards == shard
+    return ShardMembership(
+        shard=shard,
+        num_held=int(held.sum()),
+        held=_attack(members[held], test),
+        whole=_attack(members, test) if is_forget_set else None,
     )
 
 

@@ -7,7 +7,7 @@ needs neither torch nor Ray.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,10 +20,11 @@ from jinja2 import PackageLoader, StrictUndefined
 from ray_sisa import charts, heads
 from ray_sisa.charts import Measured, Target, above_null
 from ray_sisa.clock import now
+from ray_sisa.costs import Costs, RequestRow, request_rows, total_costs
 from ray_sisa.errors import StoreError
 from ray_sisa.ledger import Ledger
 from ray_sisa.lineage import Chain, recipe_digest
-from ray_sisa.records import Certificate, Environment, Head, Request, StageRecord
+from ray_sisa.records import Environment, Head, StageRecord
 from ray_sisa.store import numbered, report
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from ray_sisa.run import Run, ShardStatus, Status
 
 NAME = "report.html"
-MAX_NAMED = 8  # requests of one batch that are named in a row of the table
 SECRET = "(secret, in run.json)"
 
 CellState = Literal["kept", "retrained", "emptied", "empty", "missing"]
@@ -58,41 +58,6 @@ class ShardRow:
     cells: tuple[Cell, ...]
     top1: tuple[float | None, ...]
     """Of its constituent on the test set, in each of `Page.ends`; None where it had no vote."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RequestRow:
-    """One deletion request and what it cost; the certificate is None while the request is pending."""
-
-    number: int
-    num_samples: int
-    shards: tuple[int, ...]
-    certificate: Certificate | None
-    shared_with: tuple[int, ...]
-    """Requests of the same batch in the same shards: the certificate counts what was done for all of them."""
-    seconds_to_effective: float | None
-    seconds_to_complete: float | None
-
-    @property
-    def together(self) -> str:
-        """What the certificate counts besides this request, in words; empty where it counts nothing else."""
-        if not self.shared_with:
-            return ""
-        if len(self.shared_with) > MAX_NAMED:
-            return f"together with {len(self.shared_with)} other requests"
-        plural = "s" if len(self.shared_with) > 1 else ""
-        return f"together with request{plural} {', '.join(map(str, self.shared_with))}"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Costs:
-    """What all completed requests took, each sample, stage and sample pass counted once."""
-
-    num_requests: int
-    num_samples: int
-    num_stages: int
-    sample_passes: int
-    full_training_sample_passes: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,7 +133,7 @@ def make_page(run: Run) -> Page:
     chains, stages = run.live.chains(ledger), run.stages()
     states = _states(run, ledger)
     ends = states if len(states) < 2 else (states[0], states[-1])
-    requests = _requests(run, ledger)
+    requests = request_rows(run, ledger)
     original = {key for chain in run.live.chains(ledger, 0) for key in chain.keys}
     retrained = {record.key for record in stages} - original
     num_stages = sum(len(chain.stages) for chain in chains)
@@ -178,7 +143,11 @@ def make_page(run: Run) -> Page:
         num_stages=num_stages,
         created_at=run.record.created_at,
         written_at=now(),
-        verdict=(_progress(status, num_stages), *_cost(_costs(run, ledger, requests)), *_findings(states, targets)),
+        verdict=(
+            _progress(status, num_stages),
+            *_cost(total_costs(run, ledger, requests)),
+            *_findings(states, targets),
+        ),
         states=states,
         ends=ends,
         targets=targets,
@@ -217,53 +186,6 @@ def _measured(run: Run, ledger: Ledger, evaluation: Evaluation) -> Measured:
 
 def _label(word: str, request: int, ledger: Ledger) -> str:
     return word if ledger.position == 1 else f"{word}, request {request}"
-
-
-def _requests(run: Run, ledger: Ledger) -> tuple[RequestRow, ...]:
-    certificates = {certificate.request: certificate for certificate in run.certificates()}
-    return tuple(_request(request, certificates) for request in ledger.requests)
-
-
-def _request(request: Request, certificates: Mapping[int, Certificate]) -> RequestRow:
-    certificate = certificates.get(request.number)
-    return RequestRow(
-        number=request.number,
-        num_samples=len(request.sample_ids),
-        shards=tuple(sorted({place.shard for place in request.places})),
-        certificate=certificate,
-        shared_with=_sharing(certificate, certificates) if certificate else (),
-        seconds_to_effective=_elapsed(request.created_at, certificate.effective_at) if certificate else None,
-        seconds_to_complete=_elapsed(request.created_at, certificate.completed_at) if certificate else None,
-    )
-
-
-def _sharing(certificate: Certificate, certificates: Mapping[int, Certificate]) -> tuple[int, ...]:
-    own = set(certificate.affected_shards)
-    others = (certificates[n] for n in certificate.batch if n in certificates and n != certificate.request)
-    return tuple(other.request for other in others if own & set(other.affected_shards))
-
-
-def _costs(run: Run, ledger: Ledger, requests: Sequence[RequestRow]) -> Costs | None:
-    """None where no request is complete. Certificates that share stages cannot be added up."""
-    certificates = [row.certificate for row in requests if row.certificate]
-    if not certificates:
-        return None
-    completed = {certificate.request for certificate in certificates}
-    retrained = {key for certificate in certificates for key in certificate.retrained_stages}
-    sharing = [row.certificate for row in requests if row.certificate and row.shared_with]
-    alone = sum(c.sample_passes for c in certificates) - sum(c.sample_passes for c in sharing)
-    # Each shared shard as its batch left it: what was retrained may have been retired since.
-    shared = sorted(
-        {(certificate.batch[-1], shard) for certificate in sharing for shard in certificate.affected_shards}
-    )
-    chains = [run.live.chain(shard, ledger.deleted(end).get(shard, set())) for end, shard in shared]
-    return Costs(
-        num_requests=len(certificates),
-        num_samples=len({sample for r in ledger.requests if r.number in completed for sample in r.sample_ids}),
-        num_stages=len(retrained),
-        sample_passes=alone + sum(s.sample_passes for chain in chains for s in chain.stages if s.key in retrained),
-        full_training_sample_passes=certificates[-1].full_training_sample_passes,
-    )
 
 
 def _grid(
@@ -395,10 +317,6 @@ def seconds(duration: float | None) -> str:
 
 def _day(moment: str) -> str:
     return datetime.fromisoformat(moment).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _elapsed(start: str, end: str) -> float:
-    return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
 
 
 # --- small print

@@ -16,9 +16,10 @@ import pytest
 
 from ray_sisa import charts, printing
 from ray_sisa.config import RunConfig, make_config
+from ray_sisa.costs import RequestRow
 from ray_sisa.errors import StoreError
 from ray_sisa.records import EpochMetrics, StageRecord
-from ray_sisa.report import NAME, RequestRow, make_page, render, seconds, write_report
+from ray_sisa.report import NAME, make_page, render, seconds, write_report
 from ray_sisa.run import Run
 from ray_sisa.store import report
 
