@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Collection, Sequence, Set
 
 from ray_sisa.config import Scaling
 from ray_sisa.engine.runner import Runner
@@ -13,7 +13,7 @@ from ray_sisa.engine.work import ChainEnded, ChainWork, Ending, Event, StageDone
 from ray_sisa.errors import TrainingError
 from ray_sisa.records import StageRecord
 
-TICK_S = 1.0
+TICK_S = 1.0  # how often the driver looks up from its events
 
 
 class Decision(enum.Enum):
@@ -29,8 +29,14 @@ def decide(ending: Ending, num_failures: int, max_failures: int) -> Decision:
 
     An application error would only come again; a lost worker is tried again up to `max_failures` times (-1: always),
     counting this failure; a preemption is nobody's fault and is not counted.
+
+    Args:
+        ending: how it ended.
+        num_failures: lost workers since its last commit, this one included. What commits makes progress: on machines
+            that come and go, a long chain loses more workers than any limit allows, and still ends.
+        max_failures: how many of them are allowed.
     """
-    if ending in ("finished", "superseded"):
+    if ending == "finished":
         return Decision.DONE
     if ending == "application":
         return Decision.GIVE_UP
@@ -54,20 +60,43 @@ def run_chains(
         runner: where they run.
         scaling: limits on failures and on standing still.
         tell: hears every event.
-        tick: called about once a second; returns the shards whose chains have become useless and are stopped.
+        tick: called at the start, about once a second, and at the end; returns the shards whose chains have become
+            useless and are stopped. A runner that trains in this process keeps it waiting for an epoch.
 
     Raises:
         TrainingError: a chain failed for good, or nothing moved for too long. What was committed stays.
     """
     loop = _Loop(works, runner, scaling, tell)
     runner.demand(len(works))
+    tick_at = time.monotonic()
     try:
         while loop.busy:
             loop.turn()
-            loop.drop(tick())
+            if time.monotonic() >= tick_at or not loop.busy:
+                loop.drop(tick())
+                tick_at = time.monotonic() + TICK_S
     finally:
         loop.stop_all()
     return loop.committed
+
+
+def check_progress(moved_at: float, scaling: Scaling, waiting_for: str, numbers: Collection[int]) -> None:
+    """Passes while something moved lately.
+
+    Args:
+        moved_at: when something last did, on the monotonic clock.
+        scaling: holds the limit.
+        waiting_for: what `numbers` number, for the message.
+        numbers: of what is waited for.
+
+    Raises:
+        TrainingError: the last move is longer ago than `no_progress_timeout_s`.
+    """
+    still = time.monotonic() - moved_at
+    if still > scaling.no_progress_timeout_s:
+        rule = f"nothing moved for {still:.0f} s"
+        remedy = "Look at the workers' logs; raise scaling.no_progress_timeout_s if an epoch or a replay takes longer"
+        raise TrainingError(f"waiting for {waiting_for}", sorted(numbers), rule, remedy)
 
 
 class _Loop:
@@ -94,7 +123,7 @@ class _Loop:
             self._moved_at = time.monotonic()
             self._tell(event)
             self._take(event)
-        self._check_progress()
+        check_progress(self._moved_at, self._scaling, "shards", self._running.keys())
 
     def drop(self, shards: Set[int]) -> None:
         for shard in shards & self._running.keys():
@@ -111,6 +140,7 @@ class _Loop:
         if isinstance(event, StageDone):
             record = event.record
             self.committed.append(record)
+            self._failures[record.shard] = 0
             self._running[record.shard] = self._running[record.shard].without(record.key)
         elif isinstance(event, ChainEnded):
             self._end(event, self._running.pop(event.shard))
@@ -125,10 +155,3 @@ class _Loop:
             rule = f"failed ({event.ending}, {self._failures[event.shard]} worker failures):\n{event.message}"
             remedy = "Correct the cause and run the command again: it goes on from the last committed stage"
             raise TrainingError(f"shard {event.shard}", f"slice {slices[:1]}", rule, remedy)
-
-    def _check_progress(self) -> None:
-        still = time.monotonic() - self._moved_at
-        if still > self._scaling.no_progress_timeout_s:
-            rule = f"nothing moved for {still:.0f} s"
-            remedy = "Look at the workers' logs; raise scaling.no_progress_timeout_s if an epoch takes longer than that"
-            raise TrainingError("waiting for shards", sorted(self._running), rule, remedy)

@@ -49,7 +49,7 @@ class LocalRunner:
             self._events = None
 
     def map(self, function: Callable[[Any, Item], Result], shared: Any, items: Sequence[Item]) -> list[Result]:
-        """One after another."""
+        """One after another; no worker can be lost, so all that is raised comes from the function."""
         return [function(shared, item) for item in items]
 
     def close(self) -> None:

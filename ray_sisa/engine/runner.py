@@ -36,7 +36,12 @@ class Runner(Protocol):
         """Ends the chain of a shard without a further event; what it committed stays."""
 
     def map(self, function: Callable[[Any, Item], Result], shared: Any, items: Sequence[Item]) -> list[Result]:
-        """`function(shared, item)` of each item, in order; the function is importable by name."""
+        """`function(shared, item)` of each item, in order; the function is importable by name.
+
+        Raises:
+            Exception: what the function raised, as it was raised.
+            TrainingError: the workers of one item were lost too often, or no item ended for too long.
+        """
 
     def close(self) -> None:
         """Ends all workers."""

@@ -59,12 +59,15 @@ class StageDone:
     record: StageRecord
 
 
-Ending = Literal["finished", "superseded", "application", "worker", "preemption"]
+Ending = Literal["finished", "application", "worker", "preemption"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChainEnded:
-    """A chain ended: by itself, because a newer request touches it, or by a failure of one of three kinds."""
+    """A chain ended: by itself, or by a failure of one of three kinds.
+
+    `finished` is also the end of a chain that stopped before its last stage because a newer request touches it.
+    """
 
     shard: int
     ending: Ending

@@ -1,4 +1,4 @@
-"""Networks that misbehave in a worker, and write down what they did in the folder that FOLDER names."""
+"""Networks and functions that misbehave in a worker; networks tell what they did in the folder that FOLDER names."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from ray_sisa.errors import DataError
 
 FOLDER = "RAY_SISA_TEST_FOLDER"  # in the environment of driver and workers
 
@@ -28,6 +30,8 @@ class Raises(Linear):
     """Raises an error whenever it is trained, a line each in `raised`."""
 
     def forward(self, images: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(images)
         with (_folder() / "raised").open("a") as lines:
             print(os.getpid(), file=lines)
         raise ZeroDivisionError("this network divides by zero")
@@ -61,6 +65,32 @@ def raises(num_classes: int, image_shape: tuple[int, ...]) -> nn.Module:
 def waits(num_classes: int, image_shape: tuple[int, ...]) -> nn.Module:
     """See `Waits`."""
     return Waits(image_shape, num_classes)
+
+
+def add(shared: int, item: int) -> int:
+    """Behaves."""
+    return shared + item
+
+
+def dies_once(folder: str, item: int) -> int:
+    """Squares; kills its process at the first attempt at item 3."""
+    died = Path(folder) / "died-3"
+    if item == 3 and not died.exists():
+        died.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item * item
+
+
+def kills(shared: int, item: int) -> int:
+    """Kills its process at the item `shared`."""
+    if item == shared:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+
+def refuses(shared: str, item: int) -> int:
+    """Raises an error of the package at every item."""
+    raise DataError("item", item, shared)
 
 
 def _folder() -> Path:

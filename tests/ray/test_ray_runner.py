@@ -5,10 +5,14 @@ Real are Ray, its worker processes, the store and the kills; nothing is faked.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +36,10 @@ from small_runs import (
 
 from ray_sisa.config import Scaling
 from ray_sisa.engine.local_runner import LocalRunner
-from ray_sisa.engine.ray_runner import RayRunner
+from ray_sisa.engine.ray_runner import RayRunner, _satisfies
 from ray_sisa.engine.runner import Runner
 from ray_sisa.engine.work import ChainEnded, ChainWork, Event, StageDone
-from ray_sisa.errors import ResourcesError, TrainingError
+from ray_sisa.errors import DataError, ResourcesError, TrainingError
 from ray_sisa.run import Run
 from ray_sisa.samples import Samples
 
@@ -117,22 +121,49 @@ class _Counts(_Wrapped):
 # --- the same bytes
 
 
-@pytest.mark.parametrize(
-    ("forget", "recipe"),
-    [("a block over two shards", CNN), ("samples spread over all shards", MLP), ("all data", MLP)],
-    ids=["block-cnn", "spread-mlp", "all-mlp"],
-)
-def test_unlearned_is_never_trained_on_ray_and_across_runners(
-    forget: str, recipe: dict[str, Any], samples: Samples, on_ray: RayRunner, tmp_path: Path
+@pytest.mark.parametrize("forget", FORGET_SETS)
+def test_unlearned_on_ray_is_never_trained_here(
+    forget: str, samples: Samples, on_ray: RayRunner, tmp_path: Path
 ) -> None:
-    unlearned = train(tmp_path, "unlearned", on_ray, samples, recipe)
-    assert_same_models(unlearned, train(tmp_path, "here", LocalRunner(), samples, recipe))
+    unlearned = train(tmp_path, "unlearned", on_ray, samples, MLP)
+    before = {record.key for record in unlearned.stages()}
     ids = FORGET_SETS[forget](unlearned)
     unlearned.forget(samples=ids)
     unlearned.unlearn(runner=on_ray)
+    assert {record.key for record in unlearned.stages()} != before  # else this would prove nothing
+    assert_same_models(unlearned, train(tmp_path, "never", LocalRunner(), without(samples, ids), MLP))
+
+
+def test_unlearned_is_never_trained_on_ray_and_across_runners(
+    samples: Samples, on_ray: RayRunner, tmp_path: Path
+) -> None:
+    unlearned = train(tmp_path, "unlearned", on_ray, samples, CNN)
+    assert_same_models(unlearned, train(tmp_path, "here", LocalRunner(), samples, CNN))
+    ids = FORGET_SETS["a block over two shards"](unlearned)
+    unlearned.forget(samples=ids)
+    unlearned.unlearn(runner=on_ray)
     rest = without(samples, ids)
-    assert_same_models(unlearned, train(tmp_path, "never-here", LocalRunner(), rest, recipe))
-    assert_same_models(unlearned, train(tmp_path, "never-on-ray", on_ray, rest, recipe))
+    assert_same_models(unlearned, train(tmp_path, "never-here", LocalRunner(), rest, CNN))
+    assert_same_models(unlearned, train(tmp_path, "never-on-ray", on_ray, rest, CNN))
+
+
+@pytest.mark.parametrize("between", ["unlearn between them", "unlearn after both"])
+def test_two_requests_are_as_good_as_one(between: str, samples: Samples, on_ray: RayRunner, tmp_path: Path) -> None:
+    apart = train(tmp_path, "apart", on_ray, samples, MLP)
+    # The second touches a slice of the first, an earlier one of the same shard, and another shard.
+    first = apart.sample_ids(0, 2)[:4]
+    second = [*apart.sample_ids(0, 2)[4:6], *apart.sample_ids(0, 1)[:1], *apart.sample_ids(2, 3)[:2]]
+    apart.forget(samples=first)
+    if between == "unlearn between them":
+        apart.unlearn(runner=on_ray)
+    apart.forget(samples=second)
+    apart.unlearn(runner=on_ray)
+    together = train(tmp_path, "together", on_ray, samples, MLP)
+    together.forget(samples=first + second)
+    together.unlearn(runner=on_ray)
+    assert_same_models(apart, together)
+    assert_same_models(apart, train(tmp_path, "never", LocalRunner(), without(samples, first + second), MLP))
+    assert [c.request for c in apart.certificates()] == [1, 2]
 
 
 def test_trained_here_and_unlearned_on_ray(samples: Samples, on_ray: RayRunner, tmp_path: Path) -> None:
@@ -262,7 +293,121 @@ def _was_committed(name: str, files: dict[str, Any]) -> bool:
     return f"{name.split('/')[0]}/stage.json" in files
 
 
+DRIVER = """
+import sys
+from ray_sisa.run import Run
+Run.open(sys.argv[1]).train(runner="ray")
+"""
+
+
+def test_a_killed_driver_is_replaced_and_the_end_is_the_same(samples: Samples, notes: Path, tmp_path: Path) -> None:
+    """Its workers wait in their second stage, so that something is committed and much is not when it is killed."""
+    data = {
+        "train": write_parquet(tmp_path / "train.parquet", samples),
+        "test": write_parquet(tmp_path / "test.parquet", digits(240, 60)),
+    }
+    recipe = MLP | {"model": "failing_networks:waits"}
+    expected = Run.create(small_config(tmp_path, name="expected", recipe=recipe, data=data))
+    expected.train(runner="local")
+    run = Run.create(small_config(tmp_path, name="killed", recipe=recipe, data=data))
+    waiting = tmp_path / "waiting"
+    waiting.mkdir()
+    os.mkfifo(waiting / "waits")
+    environment = os.environ | {
+        failing_networks.FOLDER: str(waiting),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+        "RAY_ADDRESS": "local",
+        "RAY_SISA_LEASE_S": "2",  # a killed process blocks the next for as long
+    }
+    command = [sys.executable, "-c", DRIVER, run.store.uri]
+    driver = subprocess.Popen(command, env=environment, start_new_session=True)
+    try:
+        _wait_until(lambda: driver.poll() is not None or bool(run.store.committed_stages()))
+        assert driver.poll() is None
+        worker = int((waiting / "waits").read_text())
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+        _wait_until(lambda: not Path(f"/proc/{worker}").exists())  # Ray ends with its driver
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(driver.pid, signal.SIGKILL)
+    committed = run.store.committed_stages()
+    assert 0 < len(committed) < 9
+    events: list[Event] = []
+    run.train(runner="local", tell=events.append, wait_s=60)
+    trained = {event.record.key for event in events if isinstance(event, StageDone)}
+    assert trained | committed == {record.key for record in expected.stages()}
+    assert not trained & committed
+    assert_same_models(run, expected)
+
+
+def _wait_until(happened: Callable[[], bool], limit_s: float = 90.0) -> None:
+    """Looks at what other processes do, which can only be polled."""
+    ends_at = time.monotonic() + limit_s
+    while not happened():
+        assert time.monotonic() < ends_at, "waited in vain"
+        time.sleep(0.02)
+
+
+# --- mapping
+
+
+def test_mapped_results_come_in_order_and_all_workers_are_used_again(on_ray: RayRunner) -> None:
+    assert on_ray.map(failing_networks.add, 100, range(20)) == list(range(100, 120))
+    assert on_ray.map(failing_networks.add, 0, []) == []
+
+
+def test_a_mapped_item_outlives_its_worker(cluster: None, on_ray: RayRunner, tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    assert on_ray.map(failing_networks.dies_once, folder, range(5)) == [0, 1, 4, 9, 16]
+    assert (tmp_path / "died-3").exists()
+    # Gone is one worker; the others and its successor are idle.
+    assert on_ray.map(failing_networks.add, 1, range(3)) == [1, 2, 3]
+
+
+def test_a_mapped_item_that_kills_its_workers_fails_by_number(on_ray: RayRunner) -> None:
+    with pytest.raises(TrainingError, match=r"worker = item 1: was lost 4 times"):
+        on_ray.map(failing_networks.kills, 1, range(3))
+    assert on_ray.map(failing_networks.add, 1, range(3)) == [1, 2, 3]
+
+
+def test_what_a_mapped_function_raises_comes_back_as_it_was_raised(on_ray: RayRunner) -> None:
+    with pytest.raises(DataError) as refused:
+        on_ray.map(failing_networks.refuses, "the rule", range(3))
+    assert (refused.value.field, refused.value.rule) == ("item", "the rule")
+    with pytest.raises(TypeError, match="cannot pickle"):
+        on_ray.map(failing_networks.add, 1, [threading.Lock()])
+    assert on_ray.map(failing_networks.add, 1, range(3)) == [1, 2, 3]
+
+
 # --- resources
+
+
+@pytest.mark.parametrize(
+    ("rule", "label", "chosen"),
+    [
+        ("spot", "spot", True),
+        ("spot", "on-demand", False),
+        ("spot", None, False),
+        ("!spot", "on-demand", True),
+        ("!spot", "spot", False),
+        ("!spot", None, True),
+        ("in(a, b)", "b", True),
+        ("in(a, b)", "c", False),
+        ("!in(a,b)", "c", True),
+        ("!in(a,b)", "a", False),
+    ],
+)
+def test_labels_are_chosen_as_ray_does(rule: str, label: str | None, chosen: bool) -> None:
+    assert _satisfies(label, rule) is chosen
+
+
+def test_memory_is_asked_for_in_bytes(samples: Samples, on_ray: RayRunner, tmp_path: Path) -> None:
+    on_ray.close()  # gives its CPUs back; the next test starts other workers
+    config = small_config(tmp_path, scaling={"resources_per_worker": {"CPU": 1, "memory": 2**20}})
+    run = Run.create(config, dataset=dataset(samples))
+    run.train(runner="ray")
+    assert run.status().complete
 
 
 @pytest.mark.timeout(20)
@@ -271,9 +416,10 @@ def _was_committed(name: str, files: dict[str, Any]) -> bool:
     [
         ({"resources_per_worker": {"CPU": 64}}, ("64", "2.0")),
         ({"resources_per_worker": {"CPU": 1, "accelerator_of_tomorrow": 1}}, ("accelerator_of_tomorrow", "1 node")),
+        ({"resources_per_worker": {"CPU": 1, "memory": 1e15}}, ("1000000000000000.0", "1 node")),
         ({"label_selector": {"zone": "nowhere"}}, ("nowhere", "1 node")),
     ],
-    ids=["cpus", "custom resource", "label"],
+    ids=["cpus", "custom resource", "memory", "label"],
 )
 def test_what_the_cluster_cannot_hold_fails_at_once_with_numbers(
     scaling: dict[str, Any], numbers: tuple[str, ...], samples: Samples, cluster: None, tmp_path: Path

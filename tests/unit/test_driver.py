@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ray_sisa.config import Scaling, TrainingRecipe
+from ray_sisa.engine import driver
 from ray_sisa.engine.driver import Decision, decide, run_chains
 from ray_sisa.engine.work import ChainEnded, ChainWork, Ending, EpochDone, Event, StageDone
 from ray_sisa.errors import TrainingError
@@ -123,8 +124,6 @@ def make_work(store: Store, make_training: Callable[..., TrainingRecipe]) -> Mak
     [
         ("finished", 0, 0, Decision.DONE),
         ("finished", 9, 0, Decision.DONE),
-        ("superseded", 0, 0, Decision.DONE),
-        ("superseded", 9, 0, Decision.DONE),
         ("application", 0, 3, Decision.GIVE_UP),
         ("application", 0, -1, Decision.GIVE_UP),
         ("preemption", 0, 0, Decision.RETRY),
@@ -217,6 +216,26 @@ def test_failures_are_counted_by_shard(make_work: MakeWork) -> None:
     assert len(run_chains([make_work(s) for s in range(4)], ScriptedRunner(script, 4), Scaling(max_failures=1))) == 12
 
 
+def test_a_commit_forgets_the_failures_before_it(make_work: MakeWork) -> None:
+    script: dict[int, list[tuple[int, Ending | None]]] = {
+        0: [(0, "worker"), (1, "worker"), (1, "worker"), (1, "worker"), (0, "finished")]
+    }
+    assert len(run_chains([make_work(0)], ScriptedRunner(script), Scaling(max_failures=1))) == 3
+
+
+def test_a_commit_of_another_shard_does_not(make_work: MakeWork) -> None:
+    runner = ScriptedRunner({0: [(0, "worker")], 1: [(1, "worker"), (2, "finished")]}, capacity=2)
+    with pytest.raises(TrainingError, match=r"shard 0 .*worker, 2 worker failures"):
+        run_chains([make_work(0), make_work(1)], runner, Scaling(max_failures=1))
+
+
+def test_after_its_last_commit_the_limit_holds(make_work: MakeWork) -> None:
+    runner = ScriptedRunner({0: [(0, "worker"), (2, "worker"), (0, "worker")]})
+    with pytest.raises(TrainingError, match=r"shard 0 .*slice \[3\]: .*worker, 2 worker failures"):
+        run_chains([make_work(0)], runner, Scaling(max_failures=1))
+    assert len(runner.started) == 3
+
+
 def test_a_retry_goes_on_from_the_last_commit(make_work: MakeWork) -> None:
     runner = ScriptedRunner({0: [(2, "worker"), (1, "finished")]})
     records = run_chains([make_work(0)], runner, Scaling())
@@ -247,8 +266,8 @@ def test_an_application_error_is_told_whole_and_at_once(make_work: MakeWork) -> 
     assert any(isinstance(e, ChainEnded) and e.ending == "application" for e in heard)
 
 
-def test_a_superseded_chain_is_done(make_work: MakeWork) -> None:
-    runner = ScriptedRunner({0: [(1, "superseded")]})
+def test_a_chain_that_finishes_early_is_done(make_work: MakeWork) -> None:
+    runner = ScriptedRunner({0: [(1, "finished")]})  # as where a newer request touches its next stage
     assert [r.slice for r in run_chains([make_work(0)], runner, Scaling(max_failures=0))] == [1]
     assert runner.order == [0]
 
@@ -288,6 +307,29 @@ def test_an_error_of_the_tick_leaves_nothing_running(make_work: MakeWork) -> Non
 # Chains that become useless.
 
 
+@pytest.fixture
+def after_each_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that looks up after every turn."""
+    monkeypatch.setattr(driver, "TICK_S", 0.0)
+
+
+@pytest.mark.parametrize(("interval_s", "ticks"), [(0.0, 7), (3600.0, 2)], ids=["each turn", "start and end"])
+def test_ticks_come_by_the_clock(
+    make_work: MakeWork, monkeypatch: pytest.MonkeyPatch, interval_s: float, ticks: int
+) -> None:
+    monkeypatch.setattr(driver, "TICK_S", interval_s)
+    heard, heard_at_tick = list[Event](), list[int]()
+
+    def tick() -> set[int]:
+        heard_at_tick.append(len(heard))
+        return set()
+
+    run_chains([make_work(0)], ScriptedRunner({}), Scaling(), tell=heard.append, tick=tick)
+    assert len(heard_at_tick) == ticks
+    assert (heard_at_tick[0], heard_at_tick[-1]) == (1, 7)  # soon after the start, and when all is told
+
+
+@pytest.mark.usefixtures("after_each_turn")
 def test_dropped_shards_stop_whether_running_or_waiting(make_work: MakeWork) -> None:
     runner = ScriptedRunner({0: [(1, None)]}, capacity=2)
     heard: list[Event] = []
@@ -306,12 +348,14 @@ def test_dropped_shards_stop_whether_running_or_waiting(make_work: MakeWork) -> 
     assert sorted((r.shard, r.slice) for r in records) == [(0, 1), *((s, r) for s in (1, 2) for r in (1, 2, 3))]
 
 
+@pytest.mark.usefixtures("after_each_turn")
 def test_a_dropped_shard_is_not_tried_again(make_work: MakeWork) -> None:
     runner = ScriptedRunner({0: [(0, "worker")]})
     assert run_chains([make_work(0)], runner, Scaling(), tick=lambda: {0}) == []
     assert runner.order == [0]
 
 
+@pytest.mark.usefixtures("after_each_turn")
 def test_dropping_all_ends_the_loop(make_work: MakeWork) -> None:
     runner = ScriptedRunner({s: [(0, None)] for s in range(4)}, capacity=2)
     assert run_chains([make_work(s) for s in range(4)], runner, Scaling(), tick=lambda: set(range(4))) == []
