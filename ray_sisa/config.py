@@ -171,7 +171,7 @@ class Scaling(_Section):
     max_concurrent_shards: Count | None = None
     """Chains in flight at a time; by default as many as the cluster holds."""
     max_failures: Annotated[int, Field(ge=-1)] = 3
-    """Worker failures that one shard may have before the run gives up; -1 is without limit."""
+    """Workers that one shard may lose between two of its commits before the run gives up; -1 is without limit."""
     label_selector: dict[str, str] = {}
     no_progress_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
 

@@ -126,6 +126,8 @@ class RayRunner:
                     except RayError as error:
                         self._take_failure(error, actor, number, failures)
                         waiting.append(number)
+                if any(self._fit(node) for node in _nodes()):
+                    moved_at = time.monotonic()  # there is room, so they run, however long: they tell of nothing
                 check_progress(moved_at, self._scaling, "items", [number for number, _ in calls.values()])
         finally:
             for _, actor in calls.values():

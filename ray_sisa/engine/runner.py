@@ -40,7 +40,7 @@ class Runner(Protocol):
 
         Raises:
             Exception: what the function raised, as it was raised.
-            TrainingError: the workers of one item were lost too often, or no item ended for too long.
+            TrainingError: the workers of one item were lost too often, or there was no room for any for too long.
         """
 
     def close(self) -> None:
