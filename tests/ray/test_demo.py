@@ -42,13 +42,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     (folder / "demo").mkdir()
     with ExitStack() as stack:
         stack.enter_context(environment(ADDRESS, "127.0.0.1:1"))
+        others = descendants(os.getpid()).keys()  # what earlier tests keep running
         seen: dict[int, tuple[int, str]] = {}
         lines: list[str] = []
 
         def echo(line: str) -> None:
             lines.append(line)
             for pid, name in descendants(os.getpid()).items():
-                if pid not in seen:
+                if pid not in seen and pid not in others:
                     seen[pid] = (stack.enter_context(opened(pid)), name)
 
         result = run_demo(folder, echo=echo)
