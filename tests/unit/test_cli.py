@@ -480,6 +480,7 @@ def test_an_interrupted_command_says_how_to_continue(tmp_path: Path) -> None:
     code = (
         "import signal\n"
         "from ray_sisa import cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background shell has it ignored
         "cli._open = lambda *_: signal.raise_signal(signal.SIGINT)\n"
         "cli.main(['status', 'RUN', '--json'])\n"
     )
