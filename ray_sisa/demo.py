@@ -246,8 +246,8 @@ def _table(
     times = done.full_training_sample_passes / max(1, done.sample_passes)
     costs = [
         ("sample passes", f"{done.sample_passes:,} of {done.full_training_sample_passes:,}: {times:.1f}x fewer"),
-        ("effective after", f"{to_effective:.2f} s"),
-        ("complete after", f"{to_complete:.2f} s"),
+        ("effective after", f"{to_effective:.3f} s"),
+        ("complete after", f"{to_complete:.3f} s"),
         ("verified", f"{num_verified} stages from scratch, " + ("all equal bit for bit" if verified else "NOT equal")),
     ]
     lines = [f"{row[0]:<20}" + "".join(f"{cell:>14}" for cell in row[1:]) for row in rows]
