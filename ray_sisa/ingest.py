@@ -60,6 +60,8 @@ def ingest(store: Store, config: RunConfig, dataset: Dataset) -> RunRecord:
 def resolve_recipe(store: Store | None, config: RunConfig, dataset: Dataset) -> TrainingRecipe:
     """The recipe with all that data and placement add; initial weights are put into the store, if one is given."""
     # Imported late: networks and their weights need torch.
+    import torch
+
     from ray_sisa import models, weights
     from ray_sisa.digests import digest_tensors
 
@@ -75,7 +77,8 @@ def resolve_recipe(store: Store | None, config: RunConfig, dataset: Dataset) -> 
         std=dataset.std,
         epochs=epochs_by_slice(config.recipe, config.placement.slices),
     )
-    model = models.build(training)
+    with torch.random.fork_rng(devices=[]):  # the caller's random stream is not ours to draw from
+        model = models.build(training)
     if public is not None:
         dropped = weights.fit(model, public)
         logger.info("initial weights %s: %s drawn at random", config.recipe.weights, dropped or "nothing")
