@@ -1,4 +1,4 @@
-"""BLAKE2b-256 digests of JSON values, arrays and tensors: the names of everything in a store.
+"""BLAKE2b-256 digests of JSON values and tensors: the names of everything in a store.
 
 Digests are of content in a canonical order, never of container files.
 """
@@ -9,8 +9,6 @@ import json
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 if TYPE_CHECKING:
     import torch
@@ -51,10 +49,3 @@ def _tensor_parts(tensors: Mapping[str, torch.Tensor]) -> Iterable[bytes | memor
 def derive_seed(key: str, purpose: str) -> int:
     """A 63-bit seed for one `purpose` of the stage named `key`, so that no two uses share a random stream."""
     return int.from_bytes(blake2b(f"{key}/{purpose}".encode(), digest_size=8).digest(), "big") >> 1
-
-
-def digest_array(array: np.ndarray) -> str:
-    """Digest of an array: dtype, shape and bytes."""
-    array = np.ascontiguousarray(array)
-    head = canonical_json([str(array.dtype), list(array.shape)])
-    return digest_bytes(head, array.reshape(-1).view(np.uint8).data)

@@ -56,10 +56,6 @@ class Chain:
         """The stages that are not present, in order."""
         return tuple(stage for stage in self.stages if stage.key not in present)
 
-    def frontier(self, present: Set[str]) -> Stage | None:
-        """The deepest stage that is present."""
-        return next((stage for stage in reversed(self.stages) if stage.key in present), None)
-
 
 def recipe_digest(training: TrainingRecipe) -> str:
     """The digest of a recipe that stands in every stage key."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Set
+from functools import cached_property
 
 from ray_sisa.digests import digest_bytes
 from ray_sisa.errors import StoreError
 from ray_sisa.index import ShardIndex, SliceSummary, index_from_bytes
 from ray_sisa.ledger import Ledger, deleted_by_shard
-from ray_sisa.lineage import Chain, make_chain, recipe_digest
+from ray_sisa.lineage import Chain, Stage, make_chain, recipe_digest
 from ray_sisa.records import RunRecord
 from ray_sisa.slices import TAMPERED, digest_of_slice, read_slice, slice_to_bytes
 from ray_sisa.store import Store, shard_index, slice_object
@@ -53,6 +54,7 @@ class LiveSet:
         deleted = ledger.deleted(up_to)
         return tuple(self.chain(shard, deleted.get(shard, set())) for shard in range(len(self._run.slices)))
 
+    @cached_property
     def full_sample_passes(self) -> int:
         """What training all samples, as they were at ingest, costs."""
         total = 0
@@ -80,22 +82,23 @@ class LiveSet:
         """
         present = self._store.slice_digests()
         lacking = [stage for chain in chains for stage in chain.stages if stage.slice_digest not in present]
+        deleted = ledger.deleted() if lacking else {}
         for stage in lacking:
-            self._shrink(stage.shard, stage.slice, stage.slice_digest, ledger, present)
+            self._shrink(stage, deleted.get(stage.shard, set()), ledger, present)
         return [stage.slice_digest for stage in lacking]
 
-    def _shrink(self, shard: int, number: int, digest: str, ledger: Ledger, present: Set[str]) -> None:
-        deleted = ledger.deleted().get(shard, set())
-        for larger in self._larger_digests(shard, number, ledger):
+    def _shrink(self, stage: Stage, deleted: Set[str], ledger: Ledger, present: Set[str]) -> None:
+        """Writes the slice object of a stage from a larger one, less the samples deleted from its shard."""
+        for larger in self._larger_digests(stage.shard, stage.slice, ledger):
             if larger in present:
                 samples = read_slice(self._store, larger)
                 live = samples.select(set(samples.ids.to_pylist()) - deleted)
-                assert digest_of_slice(live) == digest  # both follow from the index and the ledger
-                self._store.put(slice_object(digest), slice_to_bytes(live))
+                assert digest_of_slice(live) == stage.slice_digest  # both follow from the index and the ledger
+                self._store.put(slice_object(stage.slice_digest), slice_to_bytes(live))
                 return
-        rule = f"is not there, nor any object to make it from (shard {shard}, slice {number})"
+        rule = f"is not there, nor any object to make it from (shard {stage.shard}, slice {stage.slice})"
         remedy = "Restore the slices folder from a backup; what was deleted is swept from it by `ray-sisa unlearn`"
-        raise StoreError(f"{self._store.uri}/{slice_object(digest)}", "", rule, remedy)
+        raise StoreError(f"{self._store.uri}/{slice_object(stage.slice_digest)}", "", rule, remedy)
 
     def _larger_digests(self, shard: int, number: int, ledger: Ledger) -> Iterable[str]:
         """Digests that a slice had before each request that touched it, the last first."""

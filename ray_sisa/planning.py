@@ -100,7 +100,7 @@ def plan_next(run: Run) -> Plan:
     """What `train` or `unlearn` would do now."""
     missing = missing_stages(run)
     num_samples = run.live.num_samples(run.ledger())
-    return stages_plan(missing, _full(run), _run_bytes(run, num_samples))
+    return stages_plan(missing, run.live.full_sample_passes, _run_bytes(run, num_samples))
 
 
 def plan_random_deletions(run: Run, num_requests: int) -> Plan:
@@ -135,7 +135,7 @@ def plan_forgetting(run: Run, *, samples: Iterable[str] = (), subjects: Iterable
         num_live -= len(set(ids) - deleted.get(shard, set()))
         deleted.setdefault(shard, set()).update(ids)
     after = [run.live.chain(shard, deleted[shard]) for shard in shards]
-    return stages_plan(new_stages(before, after), _full(run), _run_bytes(run, num_live))
+    return stages_plan(new_stages(before, after), run.live.full_sample_passes, _run_bytes(run, num_live))
 
 
 def missing_stages(run: Run) -> list[Stage]:
@@ -152,11 +152,6 @@ def _plan(passes: float, full: float, stages: float, storage_bytes: int) -> Plan
         stages=stages,
         storage_bytes=storage_bytes,
     )
-
-
-def _full(run: Run) -> int:
-    """Sample passes of training all samples, as they were at ingest: what certificates compare with."""
-    return run.live.full_sample_passes()
 
 
 def _run_bytes(run: Run, num_samples: int) -> int:
