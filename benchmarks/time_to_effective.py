@@ -38,13 +38,14 @@ from ray_sisa import data, heads
 from ray_sisa.clock import now
 from ray_sisa.config import DataConfig, PlacementConfig, Recipe, RunConfig
 from ray_sisa.digests import digest_bytes
+from ray_sisa.layout import HEADS, LEDGER, RUN, numbered
 from ray_sisa.ledger import EMPTY, read_ledger
-from ray_sisa.ledger import FOLDER as LEDGER
 from ray_sisa.lineage import Chain
+from ray_sisa.location import join_run
 from ray_sisa.records import Constituent, Head, Place, Request, RunRecord
 from ray_sisa.run import Run
 from ray_sisa.samples import make_samples
-from ray_sisa.store import RUN, Store, join_run, numbered
+from ray_sisa.store import Store
 
 QUESTION = "Time from a deletion request's arrival to the rolled-back head in the store"
 MODEL = "time_to_effective:build_line"
@@ -85,7 +86,7 @@ class StoppingStore(Store):
 
     def create(self, path: str, data: bytes) -> bool:
         created = super().create(path, data)
-        if created and path.startswith(f"{heads.FOLDER}/"):
+        if created and path.startswith(f"{HEADS}/"):
             raise EffectiveReached
         return created
 
@@ -209,7 +210,7 @@ def fill_ledger(run: Run, requests: Sequence[Sequence[str]]) -> None:
     ledger = read_ledger(run.store)
     tip = ledger.tip()
     for number, samples in enumerate(requests, start=ledger.position + 1):
-        places, _ = run.locate(samples=samples)
+        places = run.locate(samples=samples).places
         request = Request(
             number=number,
             idempotency_key=f"filled-{number}",

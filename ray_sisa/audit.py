@@ -9,13 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from ray_sisa.clock import now
+from ray_sisa.digests import digest_bytes, unseal
 from ray_sisa.engine.runner import Runner, device_of
 from ray_sisa.ensemble import Inputs, aggregate, constituent_outputs
+from ray_sisa.errors import StoreError
 from ray_sisa.evaluation.accuracy import Accuracy, accuracy, cross_entropy
 from ray_sisa.evaluation.membership import MIN_PER_CLASS, Membership, membership_inference
 from ray_sisa.heads import ensemble_digest
+from ray_sisa.layout import damaged, report
 from ray_sisa.members import Members
 from ray_sisa.records import Constituent, Head, RunRecord
 from ray_sisa.samples import Samples, concatenate
@@ -66,6 +70,28 @@ class Evaluation:
     forget: Accuracy | None
     retain: Accuracy | None
     measured_at: str
+
+
+def name_of(head: int, content: bytes) -> str:
+    """The file name of an evaluation of a head."""
+    return f"evaluation-{head:08d}-{digest_bytes(content)[:12]}.json"
+
+
+def read_evaluation(store: Store, path: str) -> Evaluation:
+    """The evaluation in an object.
+
+    Raises:
+        StoreError: it is absent, or not what was written.
+    """
+    data = store.get(path)
+    try:
+        evaluation = TypeAdapter(Evaluation).validate_json(unseal(data))
+        if path != report(name_of(evaluation.head, data)):
+            raise ValueError("it belongs elsewhere, since its name follows from its content")
+    except ValueError as error:
+        rule = f"is not a valid evaluation: {str(error).partition(chr(10))[0]}"
+        raise StoreError(store.where(path), "", rule, damaged(path)) from None
+    return evaluation
 
 
 def evaluate(

@@ -52,7 +52,7 @@ class Batches:
         self._labels = labels.to(device)
         self._device = device
 
-        self._edges = _batch_edges(max(2, len(labels)), training.recipe.batch_size)
+        self._edges = _batch_edges(len(labels), training.recipe.batch_size)
 
     def __len__(self) -> int:
         return len(self._edges) - 1
@@ -62,10 +62,13 @@ class Batches:
         """Rows of an epoch: n, and two where there is one sample, which is then read twice."""
         return self._edges[-1]
 
-    def epoch(self, key: str, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch of the stage `key`: float32 [B, C, H, W] channels last (or [B, D]), int64 [B]."""
+    def epoch(self, key: str, number: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch of the stage `key`: float32 [B, C, H, W] channels last (or [B, D]), int64 [B].
+
+        Those before `first` are left out, and change nothing in those after.
+        """
         draws = self._draw(torch.Generator().manual_seed(derive_seed(key, f"epoch-{number}")))
-        for start, end in pairwise(self._edges):
+        for start, end in pairwise(self._edges[first:]):
             batch = slice(start, end)
             rows = draws.order[batch]
             yield self._normalise(self._read(rows, draws, batch)), self._labels[rows]
@@ -100,8 +103,14 @@ class Batches:
         return images.masked_fill((down[:, :, None] & right[:, None, :])[..., None], 0)
 
 
-def _batch_edges(num_rows: int, batch_size: int) -> list[int]:
+def num_batches(num_samples: int, training: TrainingRecipe) -> int:
+    """Batches of an epoch over so many samples."""
+    return len(_batch_edges(num_samples, training.recipe.batch_size)) - 1
+
+
+def _batch_edges(num_samples: int, batch_size: int) -> list[int]:
     """Where batches begin and end. One row left over joins the batch before it: BatchNorm cannot take one alone."""
+    num_rows = max(2, num_samples)
     edges = [*range(0, num_rows, batch_size), num_rows]
     if len(edges) > 2 and edges[-1] - edges[-2] == 1:
         del edges[-2]

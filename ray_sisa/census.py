@@ -1,20 +1,45 @@
-"""Finding samples by id or by subject: where each lies, and whether it is still live."""
+"""Finding samples by id or by subject: where each lies. What a run does not have is counted, and a few are named.
+
+Names are looked up batch by batch: memory holds what the run itself has, however many are asked for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ray_sisa import ids
+from ray_sisa.errors import RequestError
 from ray_sisa.index import ShardIndex
 from ray_sisa.live import LiveSet
 from ray_sisa.placement import place
 from ray_sisa.records import RunRecord
 
 Places = dict[tuple[int, int], list[str]]
-"""Sample ids by (shard, slice)."""
+"""Sample ids by (shard, slice), each list sorted."""
+
+NUM_EXAMPLES = 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """What a run has of the names in a request."""
+
+    places: Places
+    unknown: int
+    """Names that the run never had, as often as they were named."""
+    unknown_examples: tuple[str, ...]
+    """The first few of them, cut where they are long."""
+
+    def refuse_unknown(self, field: str, remedy: str) -> None:
+        """Raises a RequestError that counts the unknown names and shows the first, if there are any."""
+        if self.unknown:
+            value = ", ".join(map(ids.shown, self.unknown_examples))
+            raise RequestError(field, value, f"{self.unknown} not in this run", remedy)
 
 
 class Census:
@@ -23,42 +48,72 @@ class Census:
     def __init__(self, live: LiveSet, run: RunRecord) -> None:
         self._live, self._run = live, run
 
-    def samples(self, ids: Iterable[str]) -> tuple[Places, list[str]]:
-        """Places of samples by id, and the ids that the run never had."""
-        return self._find(sorted(set(ids)), by_subject=False)
+    def find(self, *, samples: ids.Ids = (), subjects: ids.Ids = ()) -> Found:
+        """Where the samples with these ids lie, and all samples of these subjects.
 
-    def subjects(self, subjects: Iterable[str]) -> tuple[Places, list[str]]:
-        """Places of all samples of some subjects, and the subjects that the run never had."""
-        return self._find(sorted(set(subjects)), by_subject=True)
+        Raises:
+            RequestError: a name that can be no id.
+        """
+        named: dict[int, np.ndarray] = {}
+        num_unknown, examples = 0, dict[str, None]()  # a dictionary, as a set that keeps its order
+        for names, field, by_subject in ((samples, "samples", False), (subjects, "subjects", True)):
+            for batch in ids.batches(names, field):
+                unknown = self._mark(batch, named, by_subject=by_subject)
+                num_unknown += len(unknown)
+                if len(examples) < NUM_EXAMPLES:
+                    examples |= dict.fromkeys(map(_cut, unknown.unique()[:NUM_EXAMPLES].to_pylist()))
+        return Found(places=self._places(named), unknown=num_unknown, unknown_examples=tuple(examples)[:NUM_EXAMPLES])
 
-    def _find(self, names: Sequence[str], *, by_subject: bool) -> tuple[Places, list[str]]:
-        places: Places = {}
-        unknown = pa.array(names, pa.string())
-        for shard, candidates in self._by_likely_shard(unknown):
-            found = _collect(self._live.index(shard), shard, candidates, places, by_subject=by_subject)
-            unknown = unknown.filter(pc.invert(pc.is_in(unknown, found)))
-        for shard in range(len(self._run.slices)) if len(unknown) else ():
-            found = _collect(self._live.index(shard), shard, unknown, places, by_subject=by_subject)
-            unknown = unknown.filter(pc.invert(pc.is_in(unknown, found)))
-        return places, unknown.to_pylist()
+    def _mark(self, names: pa.StringArray, named: dict[int, np.ndarray], *, by_subject: bool) -> pa.StringArray:
+        """Marks what a batch names in `named`: bool [n] by shard, over the rows of its index. Returns the unknown."""
+        known = np.zeros(len(names), dtype=bool)
+        for shard, rows in self._likely_rows(names):
+            known[rows] = _mark_shard(self._live.index(shard), shard, names.take(pa.array(rows)), named, by_subject)
+        is_settled = by_subject and self._run.config.placement.strategy == "hash"
+        for shard in () if is_settled else range(len(self._run.slices)):
+            left = np.flatnonzero(~known)
+            if not len(left):
+                break
+            known[left] = _mark_shard(self._live.index(shard), shard, names.take(pa.array(left)), named, by_subject)
+        return names.filter(pa.array(~known))
 
-    def _by_likely_shard(self, names: pa.StringArray) -> Iterable[tuple[int, pa.StringArray]]:
+    def _likely_rows(self, names: pa.StringArray) -> Iterable[tuple[int, np.ndarray]]:
         """Where hash placement puts these names, were they subjects: right unless samples share a subject."""
         config = self._run.config.placement
         if config.strategy != "hash":
             return
         shards = place(config, names) // config.slices
         for shard in np.unique(shards).tolist():
-            yield shard, names.filter(pa.array(shards == shard))
+            yield shard, np.flatnonzero(shards == shard)
+
+    def _places(self, named: dict[int, np.ndarray]) -> Places:
+        places: Places = {}
+        for shard in sorted(named):
+            index = self._live.index(shard)
+            rows = np.flatnonzero(named[shard])
+            for number, sample in zip(
+                index.slices[rows].tolist(), index.ids.take(pa.array(rows)).to_pylist(), strict=True
+            ):
+                places.setdefault((shard, number), []).append(sample)
+        return places
 
 
-def _collect(
-    index: ShardIndex, shard: int, names: pa.StringArray, places: Places, *, by_subject: bool
-) -> pa.StringArray:
-    """Adds what an index has of these names to `places`; returns the names found."""
+def _mark_shard(
+    index: ShardIndex, shard: int, names: pa.StringArray, named: dict[int, np.ndarray], by_subject: bool
+) -> np.ndarray:
+    """Marks the rows of an index that these names mean; returns which of the names it has, bool [len(names)]."""
     keys = index.subjects if by_subject else index.ids
-    rows = np.flatnonzero(pc.is_in(keys, names).to_numpy(zero_copy_only=False))
-    picked = pa.array(rows)
-    for number, sample in zip(index.slices[rows].tolist(), index.ids.take(picked).to_pylist(), strict=True):
-        places.setdefault((shard, number), []).append(sample)
-    return keys.take(picked).unique()
+    meant = _is_in(keys, names)
+    if not meant.any():
+        return np.zeros(len(names), dtype=bool)
+    named[shard] = meant | named.get(shard, False)
+    return _is_in(names, keys.filter(pa.array(meant)))
+
+
+def _is_in(names: pa.StringArray, among: pa.StringArray) -> np.ndarray:
+    found: np.ndarray = pc.is_in(names, among).to_numpy(zero_copy_only=False)
+    return found
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= ids.SHOWN else f"{name[: ids.SHOWN - 3]}..."

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stdout
 from enum import StrEnum
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from ray_sisa import printing
+from ray_sisa import ids, printing
 from ray_sisa.config import DataConfig, RunConfig, load_config, override
 from ray_sisa.errors import ConfigError, RequestError, SisaError
 from ray_sisa.printing import Answer
@@ -82,11 +82,15 @@ SetScaling = Annotated[
 SampleIds = Annotated[str | None, typer.Option("--samples", metavar="A,B", help="Ids of samples.")]
 SubjectIds = Annotated[str | None, typer.Option("--subjects", metavar="U,V", help="Ids of subjects.")]
 SamplesFile = Annotated[
-    str | None, typer.Option("--from", metavar="FILE", help="Ids of samples, one a line; - is standard input.")
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="FILE",
+        help="Ids of samples, one a line; - is standard input. In FILE.jsonl each line is a JSON string or integer, "
+        "for ids with newlines or outer spaces.",
+    ),
 ]
-SubjectsFile = Annotated[
-    str | None, typer.Option("--subjects-from", metavar="FILE", help="Ids of subjects, one a line; - likewise.")
-]
+SubjectsFile = Annotated[str | None, typer.Option("--subjects-from", metavar="FILE", help="Ids of subjects, likewise.")]
 
 app = typer.Typer(
     name="ray-sisa",
@@ -170,7 +174,8 @@ def status(run: RunUri, as_json: AsJson = False) -> Answer:
 def evaluate(
     run: RunUri,
     forget: Annotated[
-        str | None, typer.Option(metavar="N|FILE", help="The forget set: a request's number, or a file of sample ids.")
+        str | None,
+        typer.Option(metavar="N|FILE", help="The forget set: a request's number, or a file of ids as for `forget`."),
     ] = None,
     source: Annotated[
         str | None,
@@ -185,7 +190,7 @@ def evaluate(
     """Measure the ensemble in force: accuracies, and what a membership attacker can tell."""
     opened = _open(run, overrides)
     found = opened.evaluate(
-        forget=None if forget is None else int(forget) if _is_number(forget) else _read_ids("--forget", forget),
+        forget=None if forget is None else int(forget) if _is_number(forget) else ids.read("--forget", forget),
         source=None if source is None else _source(opened, source),
         aggregation=aggregation.value,
         runner=runner.value,
@@ -213,6 +218,38 @@ def verify(
     numbers = None if shards is None else _numbers("--shards", shards)
     found = _open(run, overrides).verify(shards=numbers, sample=sample, runner=runner.value)
     return printing.verified(found)
+
+
+@app.command(cls=_Command)
+def check(
+    run: RunUri,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Remove what is invalid or must not exist, and make the rest again.")
+    ] = False,
+    overrides: SetScaling = None,
+    runner: RunnerOption = _Runner.ray,
+    wait: Wait = 0.0,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> Answer:
+    """Read every object of a run and say what is damaged, missing or must not exist. Exits with 1 if any is."""
+    from ray_sisa import check as checks
+    from ray_sisa.progress import counter
+    from ray_sisa.store import Store
+
+    store = Store(run)
+    before = after = checks.check(store, counter("objects", quiet))
+    stopped: SisaError | None = None
+    if repair and not before.ok:
+        try:
+            checks.repair(store, before, wait)
+            opened = _open(run, overrides)
+            opened.train(runner=runner.value, tell=_progress(opened, quiet), wait_s=wait)
+        except SisaError as error:
+            stopped = error  # told beside what is still wrong, which may be why
+        after = checks.check(store, counter("objects", quiet))
+    left = {finding.path for finding in after.findings}
+    return printing.checked(after, [f.path for f in before.findings if f.path not in left], stopped)
 
 
 @app.command(cls=_Command)
@@ -331,31 +368,21 @@ def _progress(run: Run, quiet: bool) -> Callable[[Event], None]:
 
 def _named(
     samples: str | None, subjects: str | None, samples_from: str | None, subjects_from: str | None
-) -> dict[str, list[str]]:
+) -> dict[str, Iterable[str]]:
     """The arguments `samples` or `subjects` that one of the four options gives."""
     given = [value for value in (samples, subjects, samples_from, subjects_from) if value is not None]
     if len(given) != 1:
         rule = "exactly one of --samples, --subjects, --from and --subjects-from must be given"
         raise RequestError("request", ", ".join(given), rule, "Name what to forget in one way")
     if samples_from is not None:
-        return {"samples": _read_ids("--from", samples_from)}
+        return {"samples": ids.read("--from", samples_from)}
     if subjects_from is not None:
-        return {"subjects": _read_ids("--subjects-from", subjects_from)}
+        return {"subjects": ids.read("--subjects-from", subjects_from)}
     return {"samples": _split(samples)} if samples is not None else {"subjects": _split(subjects or "")}
 
 
 def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _read_ids(option: str, path: str) -> list[str]:
-    """Ids in a file, one a line, without blank lines."""
-    try:
-        content = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-        text = content.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(option, path, f"cannot be read: {error}", "Give UTF-8 text, one id a line") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _numbers(option: str, text: str) -> list[int]:

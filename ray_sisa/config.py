@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -23,10 +22,13 @@ from pydantic import (
     model_validator,
 )
 
+from ray_sisa import plain_yaml
 from ray_sisa.errors import ConfigError
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
+Places = Annotated[int, Field(ge=1, le=100_000)]
+LEAST_GPU = 1e-3
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 
 
@@ -88,8 +90,8 @@ class PlacementConfig(_Section):
     """The function subject -> (shard, slice), fixed for the life of a run."""
 
     strategy: Literal["hash", "permutation"] = "hash"
-    shards: Count
-    slices: Count
+    shards: Places
+    slices: Places
     key: str | None = Field(default=None, min_length=1)
     """Secret of the keyed hash, or seed of the permutation; made when the run is created, if absent."""
 
@@ -136,7 +138,7 @@ class Recipe(_Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: Literal["constant", "cosine", "one_cycle"] = "cosine"
     epochs_per_slice: Count | None = None
-    total_epochs: Annotated[float, Field(gt=0)] | None = None
+    total_epochs: Annotated[float, Field(gt=0, le=1e6)] | None = None
     """e', the epochs of an unsliced training of equal cost, spread over the slices by 2e'/(R+1)."""
     batch_size: Count = 128
     label_smoothing: Fraction = 0.0
@@ -164,6 +166,19 @@ class Recipe(_Section):
         return self
 
 
+class CheckpointEvery(_Section):
+    """How often the state inside a stage is saved, so that a long stage that is cut short goes on from there."""
+
+    epochs: Count | None = None
+    minutes: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_the_two(self) -> CheckpointEvery:
+        if (self.epochs is None) == (self.minutes is None):
+            raise ValueError("epochs, minutes: exactly one of the two must be given")
+        return self
+
+
 class Scaling(_Section):
     """How a run is spread over a cluster; nothing here changes weights, except the device that a GPU brings."""
 
@@ -172,6 +187,10 @@ class Scaling(_Section):
     """Chains in flight at a time; by default as many as the cluster holds."""
     max_failures: Annotated[int, Field(ge=-1)] = 3
     """Workers that one shard may lose between two of its commits before the run gives up; -1 is without limit."""
+    max_preemption_failures: Annotated[int, Field(ge=-1)] = -1
+    """Workers that one shard may lose to preemption between two of its commits; -1 is without limit."""
+    checkpoint_every: CheckpointEvery | None = CheckpointEvery(minutes=10)
+    """How often the state inside a stage is saved; null for never."""
     label_selector: dict[str, str] = {}
     no_progress_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
 
@@ -181,6 +200,8 @@ class Scaling(_Section):
         gpus = value.get("GPU", 0)
         if gpus > 1:
             raise ValueError(f"GPU: {gpus:g} must be 1 or 1/k; a shard trains on one device")
+        if 0 < gpus < LEAST_GPU:
+            raise ValueError(f"GPU: {gpus:g} must be at least {LEAST_GPU:g}; that many workers fit no device")
         if gpus and not math.isclose(1 / gpus, round(1 / gpus)):
             raise ValueError(f"GPU: {gpus:g} must be 1 or 1/k; other fractions never pack onto a device")
         return value
@@ -287,11 +308,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: an unreadable file, YAML that does not parse, or a field that breaks a rule.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError("configuration", str(path), f"cannot be read: {error}", "Check the path") from None
-    content = _parse_yaml(text, str(path))
+    content = plain_yaml.parse(plain_yaml.read(path), str(path))
     if not isinstance(content, dict):
         raise ConfigError(
             "configuration",
@@ -344,32 +361,7 @@ def _describe(problem: Any) -> str:
         return f"{field}: missing; it must be given"
     if problem["type"] == "value_error":
         return f"{field}.{message}" if field else message
-    return f"{field}: {problem['input']!r}: {message}"
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Plain values only, as `safe_load`; a key that stands twice is an error, where YAML would let the last one win."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for name in names:
-            if names.count(name) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def _parse_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, _UniqueKeys)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        at = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        rule = f"is not valid YAML{at}: {getattr(error, 'problem', error)}"
-        raise ConfigError("configuration", where, rule, "Correct the file") from None
-    except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
-        # What PyYAML's constructors let out: a date that is none, a tag whose text does not fit, nesting without end.
-        rule = f"has a value that cannot be read: {type(error).__name__}: {error}"
-        raise ConfigError("configuration", where, rule, "Correct the file") from None
+    return f"{field}: {plain_yaml.shown(problem['input'])}: {message}"
 
 
 def _apply_override(content: dict[str, Any], override: str) -> None:
@@ -392,4 +384,4 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
                 f"{parent} is not a section",
                 "Check the path before the equals sign",
             )
-    node[last] = _parse_yaml(value, override)
+    node[last] = plain_yaml.parse(value, override)

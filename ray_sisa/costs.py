@@ -69,7 +69,9 @@ def _request(request: Request, certificates: Mapping[int, Certificate]) -> Reque
 
 def _sharing(certificate: Certificate, certificates: Mapping[int, Certificate]) -> tuple[int, ...]:
     own = set(certificate.affected_shards)
-    others = (certificates[n] for n in certificate.batch if n in certificates and n != certificate.request)
+    first, last = certificate.batch
+    batch = range(first, last + 1)
+    others = (certificates[n] for n in batch if n in certificates and n != certificate.request)
     return tuple(other.request for other in others if own & set(other.affected_shards))
 
 

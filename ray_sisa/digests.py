@@ -1,6 +1,6 @@
 """BLAKE2b-256 digests of JSON values and tensors: the names of everything in a store.
 
-Digests are of content in a canonical order, never of container files.
+Digests are of content in a canonical order, never of container files. A seal is the digest of a record's own bytes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+END = b"\n}"
+SEAL = b',\n "checksum": "%s"'
 
 
 def canonical_json(value: Any) -> bytes:
@@ -43,7 +46,27 @@ def _tensor_parts(tensors: Mapping[str, torch.Tensor]) -> Iterable[bytes | memor
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         yield canonical_json([name, str(tensor.dtype), list(tensor.shape)])
-        yield tensor.reshape(-1).view(torch.uint8).numpy().data
+        # One element may have any stride and be contiguous, but not be viewed as bytes.
+        flat = tensor.reshape(-1)
+        flat = flat.clone(memory_format=torch.contiguous_format) if len(flat) == 1 else flat
+        yield flat.view(torch.uint8).numpy().data
+
+
+def seal(record: bytes) -> bytes:
+    """A JSON object over several lines, with the digest of its bytes as one more field: no byte changes unnoticed."""
+    return record.removesuffix(END) + SEAL % digest_bytes(record).encode() + END
+
+
+def unseal(sealed: bytes) -> bytes:
+    """The record that was sealed.
+
+    Raises:
+        ValueError: it is not what was sealed.
+    """
+    record = sealed[: -len(SEAL % bytes(64)) - len(END)] + END
+    if seal(record) != sealed:
+        raise ValueError("its bytes are not those that its checksum was taken of")
+    return record
 
 
 def derive_seed(key: str, purpose: str) -> int:

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ray_sisa.errors import DataError, StoreError
-from ray_sisa.heads import FOLDER as HEADS
 from ray_sisa.heads import in_force, latest_head
+from ray_sisa.layout import HEADS, LEDGER, damaged, numbered, stage_weights
 from ray_sisa.ledger import EMPTY, read_ledger
-from ray_sisa.ledger import FOLDER as LEDGER
 from ray_sisa.records import Constituent, RunRecord
-from ray_sisa.store import Store, numbered
+from ray_sisa.store import Store
 from ray_sisa.voting import Rule, vote
 
 if TYPE_CHECKING:
@@ -84,12 +83,14 @@ class Ensemble:
 
     def _load(self, constituent: Constituent) -> nn.Module:
         from ray_sisa.digests import digest_tensors
-        from ray_sisa.stages import DAMAGED, load_stage
+        from ray_sisa.stages import load_stage
         from ray_sisa.training import load_network
 
-        weights = load_stage(self._store, constituent.key)
+        weights = load_stage(self._store, constituent.key, self._run.training)
         if digest_tensors(weights) != constituent.weights_digest:
-            raise StoreError(f"stage {constituent.key}", "", f"is not what head {self.head} put in force", DAMAGED)
+            path = stage_weights(constituent.key)
+            rule = f"is not what head {self.head} put in force"
+            raise StoreError(self._store.where(path), "", rule, damaged(path))
         return load_network(self._run.training, weights, self._device)
 
     def _check(self, images: np.ndarray) -> None:
@@ -124,5 +125,5 @@ def constituent_outputs(inputs: Inputs, key: str) -> np.ndarray:
     from ray_sisa.stages import load_stage
     from ray_sisa.training import predict_log_probabilities
 
-    weights = load_stage(inputs.store, key)
+    weights = load_stage(inputs.store, key, inputs.run.training)
     return predict_log_probabilities(weights, inputs.images, inputs.run.training, inputs.device)

@@ -7,22 +7,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from ray_sisa.clock import now
 from ray_sisa.digests import digest_bytes, digest_json
 from ray_sisa.errors import BusyError, StoreError
+from ray_sisa.layout import HEADS, LEDGER, numbered, stage_record
 from ray_sisa.ledger import Ledger
 from ray_sisa.records import Constituent, Head, StageRecord
-from ray_sisa.store import Store, numbered, stage_record
-
-FOLDER = "heads"
+from ray_sisa.store import Store
 
 
 def latest_head(store: Store) -> Head | None:
     """The head in force, or None where there is none yet."""
-    numbers = store.numbers(FOLDER)
-    return store.read(numbered(FOLDER, numbers[-1]), Head) if numbers else None
+    numbers = store.numbers(HEADS)
+    return store.read(numbered(HEADS, numbers[-1]), Head) if numbers else None
 
 
-def all_heads(store: Store) -> list[Head]:
-    """All heads, the first one first."""
-    return [store.read(numbered(FOLDER, number), Head) for number in store.numbers(FOLDER)]
+def history(store: Store, since: int = 1) -> list[Head]:
+    """The heads that respect request `since` or a later one, and the complete head before them; the oldest first."""
+    found: list[Head] = []
+    for number in reversed(store.numbers(HEADS)):
+        head = store.read(numbered(HEADS, number), Head)
+        found.append(head)
+        if head.complete and head.ledger < since:
+            break
+    return found[::-1]
 
 
 def constituent(record: StageRecord) -> Constituent:
@@ -51,7 +56,7 @@ def in_force(store: Store, ledger: Ledger, head: Head | None) -> tuple[Constitue
         return ()
     if head.ledger > ledger.position or ledger.tip(head.ledger) != head.ledger_tip:
         rule = f"is not the ledger that head {head.number} respects: its request {head.ledger} is lost or was edited"
-        raise StoreError(f"{store.uri}/ledger", f"{ledger.position} requests", rule, "Restore the ledger from a backup")
+        raise StoreError(store.where(LEDGER), f"{ledger.position} requests", rule, "Restore the ledger from a backup")
     return roll_back(store, head.constituents, ledger.touched(head.ledger))
 
 
@@ -91,13 +96,13 @@ def write_head(store: Store, constituents: Sequence[Constituent], *, ledger: Led
         complete=complete,
         constituents=tuple(sorted(constituents, key=lambda c: c.shard)),
         ensemble_digest=ensemble_digest(constituents),
-        previous=digest_bytes(store.get(numbered(FOLDER, previous.number))) if previous else None,
+        previous=digest_bytes(store.get(numbered(HEADS, previous.number))) if previous else None,
         created_at=now(),
     )
     if previous and _same(previous, head):
         return previous
     overtaken = previous is not None and previous.ledger > head.ledger
-    if overtaken or not store.create(numbered(FOLDER, head.number), head.to_bytes()):
+    if overtaken or not store.create(numbered(HEADS, head.number), head.to_bytes()):
         raise BusyError("head", head.number, "was written by another process", "Run the command again")
     return head
 

@@ -41,6 +41,7 @@ def decode(content: bytes, name: str, shape: Shape | None = None, *, exact: bool
 
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            _check_still(image, name)
             return to_array(image, name, shape, exact=exact)
     except SisaError:
         raise
@@ -60,6 +61,12 @@ def to_array(image: Image.Image, name: str, shape: Shape | None = None, *, exact
     if shape[2] == 3:
         return np.repeat(pixels, 3, axis=2)
     return _grey(pixels, name, exact=exact)
+
+
+def _check_still(image: Image.Image, name: str) -> None:
+    # Of a JPEG, further pictures are previews or depth: the first is the photograph.
+    if getattr(image, "is_animated", False) and image.format not in {"JPEG", "MPO"}:
+        raise DataError("image", name, "holds several frames", "Give one image each")
 
 
 def _check_size(image: Image.Image, name: str, shape: Shape | None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import struct
 from collections.abc import Set
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -21,6 +22,7 @@ from ray_sisa.errors import StoreError
 from ray_sisa.samples import Samples
 
 ROW_BYTES = 32
+_MAGIC = b"ARROW1"
 SCHEMA = pa.schema(
     {"slice": pa.int32(), "sample_id": pa.string(), "subject_id": pa.string(), "row_digest": pa.binary(ROW_BYTES)}
 )
@@ -113,7 +115,7 @@ def index_from_bytes(data: bytes, where: str) -> ShardIndex:
     table = table_from_bytes(data, where)
     try:
         if table.schema != SCHEMA or any(column.null_count for column in table.columns):
-            raise ValueError(f"it has the columns {table.schema}")
+            raise ValueError(f"it has the columns {table.schema.names[:5]}, or nulls")
         digests = table["row_digest"].combine_chunks()
         buffer = digests.buffers()[1]
         rows = np.frombuffer(buffer, dtype=np.uint8)[: len(table) * ROW_BYTES] if len(table) else np.empty(0, np.uint8)
@@ -137,18 +139,60 @@ def table_to_bytes(table: pa.Table) -> bytes:
 
 
 def table_from_bytes(data: bytes, where: str) -> pa.Table:
-    """The table in an Arrow IPC file named `where`, on the memory of `data`.
+    """The table in an Arrow IPC file named `where` as `table_to_bytes` writes it, on the memory of `data`.
 
     Raises:
-        StoreError: the bytes are not an Arrow file.
+        StoreError: the bytes are not such a file. It is refused before it takes more memory than its own bytes:
+            compressed, in several batches, or of types that are not plain.
     """
     try:
-        table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
+        table = _plain_table(data)
         # Arrow trusts offsets: unchecked, a damaged one reads memory that is not the file's.
         table.validate(full=True)
         return table
-    except (pa.ArrowException, OSError, ValueError, TypeError, NotImplementedError) as error:
-        raise StoreError(where, str(error), "is not a valid Arrow file", "Restore it from a backup") from None
+    except (pa.ArrowException, OSError, ValueError, TypeError, NotImplementedError, LookupError, struct.error) as error:
+        raise StoreError(where, str(error)[:200], "is not a valid Arrow file", "Restore it from a backup") from None
+
+
+def _plain_table(data: bytes) -> pa.Table:
+    if not (data.startswith(_MAGIC) and data.endswith(_MAGIC)):
+        raise ValueError("it does not begin and end as an Arrow file")
+    # Message by message, since the footer of a file may name a batch any number of times.
+    messages = list(itertools.islice(pa.ipc.MessageReader.open_stream(pa.py_buffer(data)[8:]), 3))
+    if [message.type for message in messages] not in (["schema"], ["schema", "record batch"]):
+        raise ValueError("it holds more than one batch of rows")
+    schema = pa.ipc.read_schema(messages[0])
+    strange = [field.name for field in schema if not _is_plain(field.type)]
+    if strange:
+        raise TypeError(f"its columns {strange[:5]} have types that are not expected")
+    if any(_is_compressed(message.metadata.to_pybytes()) for message in messages[1:]):
+        raise ValueError("it is compressed")
+    return pa.Table.from_batches([pa.ipc.read_record_batch(message, schema) for message in messages[1:]], schema)
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    tensor = isinstance(kind, pa.FixedShapeTensorType) and kind.value_type in (pa.uint8(), pa.float32())
+    return tensor or kind in (pa.int32(), pa.int64(), pa.string(), pa.binary(ROW_BYTES))
+
+
+def _is_compressed(metadata: bytes) -> bool:
+    """Whether the body of a record batch is compressed, from its flatbuffer (Message.fbs of the Arrow format)."""
+    (message,) = struct.unpack_from("<I", metadata)
+    header = _flatbuffer_field(metadata, message, 2)
+    if header is None:
+        raise ValueError("a message has no header")
+    batch = header + struct.unpack_from("<I", metadata, header)[0]
+    return _flatbuffer_field(metadata, batch, 3) is not None
+
+
+def _flatbuffer_field(metadata: bytes, table: int, number: int) -> int | None:
+    """Where field `number` of the flatbuffer table at `table` lies, or None where it is left out."""
+    slots = table - struct.unpack_from("<i", metadata, table)[0]
+    slot = 4 + 2 * number
+    if slot >= struct.unpack_from("<H", metadata, slots)[0]:
+        return None
+    (offset,) = struct.unpack_from("<H", metadata, slots + slot)
+    return table + offset if offset else None
 
 
 def one_chunk(column: pa.ChunkedArray) -> pa.Array:

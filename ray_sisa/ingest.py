@@ -15,11 +15,12 @@ from ray_sisa.data import Dataset
 from ray_sisa.digests import digest_bytes, digest_json
 from ray_sisa.errors import ConfigError
 from ray_sisa.index import index_to_bytes
+from ray_sisa.layout import RUN, initial_weights, shard_index, slice_object, test_object
 from ray_sisa.placement import group_by_shard, place
 from ray_sisa.records import RunRecord, SliceEntry
 from ray_sisa.samples import Samples
 from ray_sisa.slices import digest_of_slice, index_shard, slice_to_bytes, sort_by_id
-from ray_sisa.store import RUN, Store, initial_weights, shard_index, slice_object, test_object
+from ray_sisa.store import Store
 
 if TYPE_CHECKING:
     from torch import nn

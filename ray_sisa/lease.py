@@ -16,10 +16,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ray_sisa.errors import BusyError, StoreError
+from ray_sisa.layout import LEASES, numbered
 from ray_sisa.records import LeaseRecord
-from ray_sisa.store import Store, numbered
+from ray_sisa.store import Store
 
-FOLDER = "lease"
+NUM_LOOKS, LOOK_S = 20, 0.1
+SHARED = "Use an object store, or a folder that every node mounts at this path"
 DURATION_S = float(os.environ.get("RAY_SISA_LEASE_S", "30"))  # how long a dead holder blocks the next
 
 
@@ -33,18 +35,23 @@ class Lease:
         self._heart = threading.Thread(target=self._beat, name="ray-sisa-lease", daemon=True)
         self._heart.start()
 
+    @property
+    def record(self) -> LeaseRecord:
+        """The lease as it was renewed last."""
+        with self._lock:
+            return self._record
+
     def check(self) -> None:
         """Returns if the lease is in hand.
 
         Raises:
             BusyError: it expired and somebody else took it.
         """
-        numbers = self._store.numbers(FOLDER)
-        with self._lock:
-            mine = self._record
+        numbers = self._store.numbers(LEASES)
+        mine = self.record
         # The holder's own renewal may have come between the listing and this line: only a stranger's counts.
         if numbers and numbers[-1] > mine.number:
-            latest = self._store.find_record(numbered(FOLDER, numbers[-1]), LeaseRecord)
+            latest = self._store.find_record(numbered(LEASES, numbers[-1]), LeaseRecord)
             if latest and latest.holder != mine.holder:
                 raise BusyError("lease", latest.holder, "took over this run", "Run the command again")
 
@@ -54,15 +61,15 @@ class Lease:
         self._heart.join()
         # An expired record takes its place: numbers only grow, so a paused holder can always tell that it lost.
         record = _next(self._record.number, self._record.holder, -math.inf)
-        if self._store.create(numbered(FOLDER, record.number), record.to_bytes()):
-            self._store.delete([numbered(FOLDER, self._record.number)])
+        if self._store.create(numbered(LEASES, record.number), record.to_bytes()):
+            self._store.delete([numbered(LEASES, self._record.number)])
 
     def _beat(self) -> None:
         while not self._released.wait(self._duration_s / 3):
             record = _next(self._record.number, self._record.holder, self._duration_s)
             try:
-                if not self._store.create(numbered(FOLDER, record.number), record.to_bytes()):
-                    there = self._store.find_record(numbered(FOLDER, record.number), LeaseRecord)
+                if not self._store.create(numbered(LEASES, record.number), record.to_bytes()):
+                    there = self._store.find_record(numbered(LEASES, record.number), LeaseRecord)
                     # Ours if an earlier beat wrote it and only the answer was lost; else `check` says whose.
                     if there is None or there.holder != record.holder:
                         return
@@ -70,9 +77,25 @@ class Lease:
                 with self._lock:
                     old, self._record = self._record, record
                 # Only after the new one is there, so that no moment is without a lease.
-                self._store.delete([numbered(FOLDER, old.number)])
+                self._store.delete([numbered(LEASES, old.number)])
             except StoreError:
                 continue  # tried again at the next beat; if the store stays away, the lease ends by itself
+
+
+def is_held(store: Store, record: LeaseRecord) -> bool:
+    """Whether the holder of a lease, as it was a while ago, has the run still: False once somebody else took it.
+
+    Raises:
+        StoreError: this store does not know of that lease at all.
+    """
+    for _ in range(NUM_LOOKS):
+        numbers = store.numbers(LEASES)
+        latest = store.find_record(numbered(LEASES, numbers[-1]), LeaseRecord) if numbers else None
+        if latest is not None and latest.number >= record.number:
+            return latest.holder == record.holder
+        time.sleep(LOOK_S)  # a listing may fall between the making of a lease and the deletion of the one before
+    rule = "does not know of the lease that the driver holds: it is another folder than the driver's"
+    raise StoreError("storage_path", store.where(""), rule, SHARED)
 
 
 @contextmanager
@@ -98,12 +121,12 @@ def _take(store: Store, wait_s: float, duration_s: float) -> Lease:
     holder = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
     deadline = time.monotonic() + wait_s
     while True:
-        numbers = store.numbers(FOLDER)
-        latest = store.find_record(numbered(FOLDER, numbers[-1]), LeaseRecord) if numbers else None
+        numbers = store.numbers(LEASES)
+        latest = store.find_record(numbered(LEASES, numbers[-1]), LeaseRecord) if numbers else None
         if latest is None or latest.expires_at < time.time():
             record = _next(numbers[-1] if numbers else 0, holder, duration_s)
-            if store.create(numbered(FOLDER, record.number), record.to_bytes()):
-                store.delete(numbered(FOLDER, n) for n in numbers)
+            if store.create(numbered(LEASES, record.number), record.to_bytes()):
+                store.delete(numbered(LEASES, n) for n in numbers)
                 return Lease(store, record, duration_s)
         elif time.monotonic() >= deadline:
             left = latest.expires_at - time.time()

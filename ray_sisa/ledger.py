@@ -1,21 +1,30 @@
 """The append-only, hash-chained list of deletion requests.
 
 The next number goes to whoever creates it, so appending needs no lock and no database; an idempotency key that is
-there already is the same request.
+there already is the same request. So that a long ledger opens quickly, its requests are repeated in segments.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+import logging
+import random
+import time
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 
 from ray_sisa.clock import now
-from ray_sisa.digests import digest_bytes, digest_json
+from ray_sisa.digests import END, digest_bytes, digest_json
 from ray_sisa.errors import RequestError, StoreError
+from ray_sisa.layout import LEDGER, SEGMENTS, numbered, segment
 from ray_sisa.records import Place, Request
-from ray_sisa.store import Store, numbered
+from ray_sisa.store import Store
 
-FOLDER = "ledger"
+logger = logging.getLogger(__name__)
+
+SEGMENT = 1000  # requests
+MIN_PAUSE_S, MAX_PAUSE_S = 0.005, 0.5
+MAX_WINDOW = 64  # requests asked of a server at a time
+LOST = "Restore the ledger from a backup"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,23 +85,18 @@ def read_ledger(store: Store, known: Ledger = EMPTY) -> Ledger:
     Raises:
         StoreError: a request is missing, damaged, or does not follow from the one before.
     """
-    requests, digests = list(known.requests), list(known.digests)
-    last = max(store.numbers(FOLDER), default=0)
-    # A listing may lack what is written meanwhile, in the middle as well: it says where to end, not what is there.
-    for number in range(len(requests) + 1, last + 1):
-        path = numbered(FOLDER, number)
-        data = store.find(path)
-        request = store.parse(path, data, Request) if data is not None else None
-        tip = digests[-1] if digests else None
-        if data is None or request is None or request.number != number or request.previous != tip:
-            rule = "does not follow from the request before it: the ledger was edited or lost a request"
-            raise StoreError(f"{store.uri}/{path}", "", rule, "Restore the ledger from a backup")
-        requests.append(request)
-        digests.append(digest_bytes(data))
-    if last < known.position and store.find(numbered(FOLDER, known.position)) is None:
-        rule = f"had {known.position} requests and has {last}: it lost some"
-        raise StoreError(f"{store.uri}/{FOLDER}", "", rule, "Restore the ledger from a backup")
-    return Ledger(requests=tuple(requests), digests=tuple(digests))
+    ledger = _follow(store, known)
+    # A listing may lack what is written meanwhile: it says what must be there, and only reading says what is.
+    while beyond := store.numbers(LEDGER, after=ledger.position):
+        longer = _follow(store, ledger)
+        if longer.position == ledger.position:
+            rule = f"is not there, and request {beyond[0]} is: the ledger lost a request"
+            raise StoreError(store.where(numbered(LEDGER, ledger.position + 1)), "", rule, LOST)
+        ledger = longer
+    if ledger is known and known.position and store.find(numbered(LEDGER, known.position)) is None:
+        rule = f"had {known.position} requests and has fewer: it lost some"
+        raise StoreError(store.where(LEDGER), "", rule, LOST)
+    return ledger
 
 
 def append(
@@ -114,11 +118,14 @@ def append(
     """
     named = tuple(Place(shard=s, slice=r, samples=tuple(sorted(ids))) for (s, r), ids in sorted(places.items()))
     key = key or digest_json([place.samples for place in named])
+    ledger = read_ledger(store, known)
+    pauses = _pauses()
     while True:
-        ledger = known = read_ledger(store, known)
         there = ledger.with_key(key)
         if there is not None:
             return _same(there, named)
+        if ledger.position and ledger.position % SEGMENT == 0:
+            compact(store, ledger)
         request = Request(
             number=ledger.position + 1,
             idempotency_key=key,
@@ -127,8 +134,99 @@ def append(
             previous=ledger.tip(),
             created_at=now(),
         )
-        if store.create(numbered(FOLDER, request.number), request.to_bytes()):
+        if store.create(numbered(LEDGER, request.number), request.to_bytes()):
             return request
+        time.sleep(next(pauses))
+        ledger = _follow(store, ledger)
+
+
+def _pauses() -> Iterator[float]:
+    """How long to keep out of the way of others, in seconds, each time that one of them was first."""
+    longest = MIN_PAUSE_S
+    while True:
+        yield random.uniform(0, longest)
+        longest = min(2 * longest, MAX_PAUSE_S)
+
+
+def compact(store: Store, ledger: Ledger) -> None:
+    """Writes the segments that the ledger fills and the store lacks.
+
+    A segment repeats requests, byte for byte, and none of them is deleted: the chain is checked the same through
+    either, a process that is behind still finds its number taken, and a damaged segment is passed over.
+    """
+    there = set(store.numbers(SEGMENTS))
+    for end in range(SEGMENT, ledger.position + 1, SEGMENT):
+        if end not in there:
+            store.create(segment(end), content_of_segment(store, end))
+
+
+def content_of_segment(store: Store, end: int) -> bytes:
+    """The requests up to number `end` that no earlier segment has, one after the other."""
+    paths = [numbered(LEDGER, number) for number in range(end - SEGMENT + 1, end + 1)]
+    return b"".join(data + b"\n" for data in store.find_all(paths) if data is not None)
+
+
+def _follow(store: Store, known: Ledger) -> Ledger:
+    """The ledger that starts with the requests known, read on until there is none."""
+    chain, window = _Chain(store, known), 1
+    while True:
+        if len(chain.requests) % SEGMENT == 0 and chain.take_segment():
+            continue
+        left = SEGMENT - len(chain.requests) % SEGMENT
+        if not chain.take_some(min(window, left)):
+            break
+        window = min(2 * window, MAX_WINDOW)
+    if len(chain.requests) == known.position:
+        return known
+    return Ledger(requests=tuple(chain.requests), digests=tuple(chain.digests))
+
+
+class _Chain:
+    """Requests as they are read, each checked against the one before."""
+
+    def __init__(self, store: Store, known: Ledger) -> None:
+        self._store = store
+        self.requests, self.digests = list(known.requests), list(known.digests)
+
+    def take_some(self, number: int) -> bool:
+        """Reads the next requests, up to a number at a time; False once there is none."""
+        first = len(self.requests) + 1
+        paths = [numbered(LEDGER, n) for n in range(first, first + number)]
+        for path, data in zip(paths, self._store.find_all(paths), strict=True):
+            if data is None:
+                return False
+            self._take(path, data)
+        return True
+
+    def take_segment(self) -> bool:
+        """Reads the next segment; False where there is none, or none that can be used."""
+        first = len(self.requests) + 1
+        path = segment(first + SEGMENT - 1)
+        content = self._store.find(path)
+        if content is None:
+            return False
+        try:
+            parts = [part + END for part in content.split(END + b"\n")]
+            if len(parts) != SEGMENT + 1 or parts.pop() != END:
+                raise StoreError(self._store.where(path), "", f"does not hold {SEGMENT} requests")
+            for number, data in enumerate(parts, start=first):
+                self._take(numbered(LEDGER, number), data)
+            # A chain of its own, from its start on, hangs together as well: the last link tells whose it is.
+            if self._store.find(numbered(LEDGER, first + SEGMENT - 1)) != parts[-1]:
+                raise StoreError(self._store.where(path), "", "repeats the requests of another ledger")
+        except StoreError as error:
+            del self.requests[first - 1 :], self.digests[first - 1 :]
+            logger.warning("%s is damaged and passed over; `ray-sisa check --repair` mends it: %s", path, error)
+            return False
+        return True
+
+    def _take(self, path: str, data: bytes) -> None:
+        request = self._store.parse(path, data, Request)
+        if request.previous != (self.digests[-1] if self.digests else None):
+            rule = "does not follow from the request before it: the ledger was edited or lost a request"
+            raise StoreError(self._store.where(path), "", rule, LOST)
+        self.requests.append(request)
+        self.digests.append(digest_bytes(data))
 
 
 def _same(known: Request, named: tuple[Place, ...]) -> Request:

@@ -9,11 +9,12 @@ from functools import cached_property
 from ray_sisa.digests import digest_bytes
 from ray_sisa.errors import StoreError
 from ray_sisa.index import ShardIndex, SliceSummary, index_from_bytes
+from ray_sisa.layout import shard_index, slice_object
 from ray_sisa.ledger import Ledger, deleted_by_shard
 from ray_sisa.lineage import Chain, Stage, make_chain, recipe_digest
 from ray_sisa.records import RunRecord
 from ray_sisa.slices import TAMPERED, digest_of_slice, read_slice, slice_to_bytes
-from ray_sisa.store import Store, shard_index, slice_object
+from ray_sisa.store import Store
 
 
 class LiveSet:
@@ -35,8 +36,8 @@ class LiveSet:
             path = shard_index(digest)
             data = self._store.get(path)
             if digest_bytes(data) != digest:
-                raise StoreError(f"{self._store.uri}/{path}", "", "is not the index that was written", TAMPERED)
-            self._indexes[shard] = index_from_bytes(data, f"{self._store.uri}/{path}")
+                raise StoreError(self._store.where(path), "", "is not the index that was written", TAMPERED)
+            self._indexes[shard] = index_from_bytes(data, self._store.where(path))
         return self._indexes[shard]
 
     def slices(self, shard: int, deleted: Set[str]) -> tuple[SliceSummary, ...]:
@@ -89,7 +90,7 @@ class LiveSet:
 
     def _shrink(self, stage: Stage, deleted: Set[str], ledger: Ledger, present: Set[str]) -> None:
         """Writes the slice object of a stage from a larger one, less the samples deleted from its shard."""
-        for larger in self._larger_digests(stage.shard, stage.slice, ledger):
+        for larger in self.larger_digests(stage.shard, stage.slice, ledger):
             if larger in present:
                 samples = read_slice(self._store, larger)
                 live = samples.select(set(samples.ids.to_pylist()) - deleted)
@@ -98,9 +99,9 @@ class LiveSet:
                 return
         rule = f"is not there, nor any object to make it from (shard {stage.shard}, slice {stage.slice})"
         remedy = "Restore the slices folder from a backup; what was deleted is swept from it by `ray-sisa unlearn`"
-        raise StoreError(f"{self._store.uri}/{slice_object(stage.slice_digest)}", "", rule, remedy)
+        raise StoreError(self._store.where(slice_object(stage.slice_digest)), "", rule, remedy)
 
-    def _larger_digests(self, shard: int, number: int, ledger: Ledger) -> Iterable[str]:
+    def larger_digests(self, shard: int, number: int, ledger: Ledger) -> Iterable[str]:
         """Digests that a slice had before each request that touched it, the last first."""
         for request in reversed(ledger.requests):
             if any((place.shard, place.slice) == (shard, number) for place in request.places):

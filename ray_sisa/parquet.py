@@ -1,14 +1,14 @@
 """Parquet files, local or in an object store, read as samples.
 
 Owns which columns and types are understood and how rows without an id are named. Reads batch by batch into one
-preallocated array; never computes a statistic of the data.
+preallocated array, after it has seen that the array fits; never computes a statistic of the data.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -18,20 +18,29 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs
-import pyarrow.parquet as pq
 
-from ray_sisa import images
+from ray_sisa import ids, images, memory
 from ray_sisa.config import Columns
 from ray_sisa.digests import canonical_json, digest_bytes
 from ray_sisa.errors import ConfigError, DataError
+from ray_sisa.parquet_files import (
+    BATCH_ROWS,
+    UNREADABLE,
+    File,
+    Location,
+    check_names,
+    check_types,
+    find,
+    is_tensor,
+    rows_at_a_time,
+    without_secrets,
+)
 from ray_sisa.samples import Samples, make_samples
 
 logger = logging.getLogger(__name__)
 
-Location = str | Sequence[str]
-"""A file, a folder of *.parquet files, a URI of either, or several of these."""
-
-BATCH_ROWS = 1024
+ROW_OVERHEAD = 200  # bytes that id, subject and label of a sample take at the height of reading
+MAX_COLUMN = (1 << 31) - 1  # bytes of all ids, or of all subjects: what Arrow's strings can number
 
 
 def read(location: Location, columns: Columns, field: str = "data.train") -> Samples:
@@ -48,8 +57,8 @@ def read(location: Location, columns: Columns, field: str = "data.train") -> Sam
     named, content = _read(location, columns, field, labelled=True)
     labels = named["label"].to_numpy()
     return make_samples(
-        ids=named["id"].combine_chunks() if columns.id is not None else _content_ids(content, labels),
-        subjects=named["subject"].combine_chunks() if columns.subject is not None else None,
+        ids=_joined(named, "id") if columns.id is not None else _content_ids(content, labels),
+        subjects=_joined(named, "subject") if columns.subject is not None else None,
         images=content,
         labels=labels,
     )
@@ -67,7 +76,7 @@ def read_inputs(location: str, columns: Columns, shape: tuple[int, ...]) -> tupl
     named, content = _read(location, unlabelled, "inputs", labelled=False, shape=shape)
     if columns.id is not None:
         return named["id"].to_pylist(), content
-    name = _without_secrets(location)
+    name = without_secrets(location)
     return [f"{name}#{i}" for i in range(len(content))], content
 
 
@@ -77,28 +86,26 @@ def count(location: Location, field: str = "data.train") -> int:
     Raises:
         DataError: files that cannot be read.
     """
-    return sum(_num_rows(file) for file in _find(location, field))
+    return sum(file.num_rows() for file in find(location, field))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _File:
-    field: str
-    name: str
-    filesystem: pyarrow.fs.FileSystem
-    path: str
+def first_row(location: Location, columns: Columns, field: str = "data.train") -> pa.Table:
+    """The first row, of the columns that `read` takes: it says all that is fixed for every sample.
 
-    def open(self) -> pq.ParquetFile:
-        return pq.ParquetFile(self.path, filesystem=self.filesystem)
-
-    def unreadable(self, error: Exception) -> DataError:
-        return DataError(self.field, self.name, f"cannot be read as Parquet: {error}", "Check the file")
+    Raises:
+        ConfigError, DataError: as `read`.
+    """
+    files = find(location, field)
+    for batch in _batches(files, columns, labelled=True, num_rows=1):
+        return pa.Table.from_batches([batch.rows])
+    raise _no_samples(files, field)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Batch:
     """Consecutive rows of one file; `ids` as text or None."""
 
-    file: _File
+    file: File
     first_row: int
     rows: pa.RecordBatch
     ids: pa.StringArray | None
@@ -106,7 +113,7 @@ class _Batch:
     def name(self, i: int) -> str:
         """What errors call row i of this batch."""
         row = f"row {self.first_row + i} of {self.file.name}"
-        return row if self.ids is None else f"{self.ids[i].as_py()} ({row})"
+        return row if self.ids is None else f"{ids.shown(self.ids[i].as_py())} ({row})"
 
     def column(self, name: str) -> pa.Array:
         """A column in which nothing is null, dictionaries decoded."""
@@ -122,55 +129,9 @@ class _Batch:
             raise DataError(name, "null", rule, "Fill the column, or drop those rows")
         return column
 
-    def wrong_type(self, name: str, kind: pa.DataType, rule: str) -> DataError:
-        return DataError(name, str(kind), f"{rule}, in {self.file.name}", "Name another column, or convert this one")
 
-
-def _find(location: Location, field: str) -> list[_File]:
-    parts = [location] if isinstance(location, str) else list(location)
-    return [file for part in parts for file in _files(part, field)]
-
-
-def _files(location: str, field: str) -> list[_File]:
-    name = _without_secrets(location)
-    try:
-        filesystem, path = _resolve(location)
-        info = filesystem.get_file_info(path)
-        if info.type == pyarrow.fs.FileType.NotFound:
-            raise DataError(
-                field, name, "does not exist", "Check the path; a relative one starts at the working folder"
-            )
-        if info.type == pyarrow.fs.FileType.File:
-            return [_File(field=field, name=name, filesystem=filesystem, path=path)]
-        entries = filesystem.get_file_info(pyarrow.fs.FileSelector(path))
-    except (OSError, pa.ArrowException) as error:
-        rule = f"cannot be opened: {_without_secrets(str(error))}"
-        raise DataError(field, name, rule, "Check the path and the access to it") from None
-    found = sorted((e for e in entries if e.is_file and e.base_name.endswith(".parquet")), key=lambda e: e.base_name)
-    if not found:
-        raise DataError(field, name, "is a folder without *.parquet files", "Name the folder that holds them")
-    folder = name.rstrip("/")
-    return [_File(field=field, name=f"{folder}/{e.base_name}", filesystem=filesystem, path=e.path) for e in found]
-
-
-def _without_secrets(text: str) -> str:
-    """The text without the key and secret that a URI may carry: they must not reach messages or logs."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
-
-
-def _resolve(location: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    if "://" in location:
-        filesystem, path = pyarrow.fs.FileSystem.from_uri(location)
-        return filesystem, path
-    return pyarrow.fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(location))
-
-
-def _num_rows(file: _File) -> int:
-    try:
-        with file.open() as parquet:
-            return int(parquet.metadata.num_rows)
-    except (OSError, pa.ArrowException) as error:
-        raise file.unreadable(error) from error
+def _no_samples(files: Sequence[File], field: str) -> DataError:
+    return DataError(field, [file.name for file in files], "holds no samples", "Give files with at least one row")
 
 
 def _read(
@@ -180,24 +141,58 @@ def _read(
 
     A `shape` is that of the content, and images are brought to its channels even where colour is lost.
     """
-    files = _find(location, field)
-    total = sum(_num_rows(file) for file in files)
+    files = find(location, field)
+    total = sum(file.num_rows() for file in files)
     if total == 0:
-        raise DataError(field, [file.name for file in files], "holds no samples", "Give files with at least one row")
+        raise _no_samples(files, field)
     exact = shape is None
     content = np.empty(0)
     named: list[pa.Table] = []
     row = 0
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="decode") as pool:
         for batch in _batches(files, columns, labelled=labelled):
-            part = _content(batch, columns, shape, pool, exact=exact)
+            if shape is None:
+                shape = _first_shape(batch, columns)
             if not named:
-                shape = part.shape[1:]
-                content = np.empty((total, *shape), dtype=part.dtype)
-            content[row : row + len(part)] = part
-            row += len(part)
+                content = _empty(field, total, shape)
+            if row + batch.rows.num_rows > total:
+                raise batch.file.unreadable(ValueError("it has more rows than it says"), batch.first_row)
+            content[row : row + batch.rows.num_rows] = _content(batch, columns, shape, pool, exact=exact)
+            row += batch.rows.num_rows
             named.append(_named(batch, columns, labelled=labelled))
+    if row != total:
+        rule = f"has {row} rows and says that it has {total}"
+        raise DataError(field, [file.name for file in files], rule, "Check the files")
     return pa.concat_tables(named), content
+
+
+def _empty(field: str, total: int, shape: tuple[int, ...]) -> np.ndarray:
+    """An array for so many samples, uint8 for images and float32 for features, if memory can hold it."""
+    dtype = np.dtype(np.uint8 if len(shape) == 3 else np.float32)
+    needed = (total + min(total, BATCH_ROWS)) * math.prod(shape) * dtype.itemsize + total * ROW_OVERHEAD
+    available = memory.limit()
+    if needed > available:
+        rule = f"would take {needed / 1e9:,.1f} GB of memory, and this process may have {available / 1e9:,.1f} GB"
+        raise DataError(field, f"{total} samples of shape {list(shape)}", rule, "Use less data or a larger machine")
+    return np.empty((total, *shape), dtype)
+
+
+def _first_shape(batch: _Batch, columns: Columns) -> tuple[int, ...]:
+    """Shape of the first sample: what the others must have."""
+    if columns.features is not None:
+        return (len(columns.features),)
+    kind = batch.rows.schema.field(columns.image).type
+    if is_tensor(kind):
+        return (*kind.shape, 1)[:3]
+    return images.decode(_encoded(batch, columns.image)[0].as_py(), batch.name(0)).shape
+
+
+def _joined(named: pa.Table, name: str) -> pa.StringArray:
+    """A column of text as one array."""
+    size = sum(pc.sum(pc.binary_length(chunk)).as_py() or 0 for chunk in named[name].chunks)
+    if size > MAX_COLUMN:
+        raise DataError(name, f"{size} bytes", f"must be at most {MAX_COLUMN} bytes in all", "Use shorter ones")
+    return named[name].combine_chunks()
 
 
 def _named(batch: _Batch, columns: Columns, *, labelled: bool) -> pa.Table:
@@ -212,20 +207,26 @@ def _named(batch: _Batch, columns: Columns, *, labelled: bool) -> pa.Table:
     return pa.table(named)
 
 
-def _batches(files: Sequence[_File], columns: Columns, *, labelled: bool) -> Iterator[_Batch]:
+def _batches(
+    files: Sequence[File], columns: Columns, *, labelled: bool, num_rows: int = BATCH_ROWS
+) -> Iterator[_Batch]:
     """Batches with at least one row, of the wanted columns."""
     wanted = _wanted(columns, labelled=labelled)
+    names = list(dict.fromkeys(wanted.values()))
     for file in files:
         first_row = 0
         try:
             with file.open() as parquet:
-                _check_names(file, wanted, parquet.schema_arrow)
-                for rows in parquet.iter_batches(BATCH_ROWS, columns=list(dict.fromkeys(wanted.values()))):
+                check_names(file, wanted, parquet.schema_arrow)
+                check_types(file, columns, parquet.schema_arrow, labelled=labelled)
+                size = min(num_rows, rows_at_a_time(file, parquet.schema_arrow, names))
+                for rows in parquet.iter_batches(size, columns=names):
                     if rows.num_rows:
+                        rows.validate(full=True)  # Arrow trusts offsets and text that it reads
                         yield _with_ids(_Batch(file=file, first_row=first_row, rows=rows, ids=None), columns.id)
                         first_row += rows.num_rows
-        except (OSError, pa.ArrowException) as error:
-            raise file.unreadable(error) from error
+        except UNREADABLE as error:
+            raise file.unreadable(error, first_row) from error
 
 
 def _with_ids(batch: _Batch, column: str | None) -> _Batch:
@@ -248,42 +249,33 @@ def _wanted(columns: Columns, *, labelled: bool) -> dict[str, str]:
     return {field: name for field, name in wanted.items() if name is not None}
 
 
-def _check_names(file: _File, wanted: dict[str, str], schema: pa.Schema) -> None:
-    for field, name in wanted.items():
-        if schema.names.count(name) != 1:
-            rule = f"must be the name of one column of {file.name}, whose columns are: {', '.join(schema.names)}"
-            raise ConfigError(field, name, rule, "Correct the name")
-
-
 def _text(batch: _Batch, name: str) -> pa.StringArray:
     """A column of ids, as strings; integers become decimal."""
     column = batch.column(name)
-    kind = column.type
-    if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise batch.wrong_type(name, kind, "must be strings or integers")
+    if not pa.types.is_integer(column.type):
+        sizes = pc.binary_length(column)
+        longest = pc.max(sizes).as_py()
+        if longest > ids.MAX_BYTES:
+            where = batch.name(pc.index(sizes, longest).as_py())
+            raise DataError(name, f"{longest} bytes", f"must be at most {ids.MAX_BYTES}, in {where}", "Shorten it")
     return column.cast(pa.string())
 
 
 def _labels(batch: _Batch, name: str) -> pa.Int64Array:
     """A column of class labels."""
-    column = batch.column(name)
-    if not pa.types.is_integer(column.type):
-        raise batch.wrong_type(name, column.type, "must be integers from 0 to num_classes - 1")
     # Labels too large for int64 wrap to negative ones, which are as much out of range.
-    return column.cast(pa.int64(), safe=False)
+    return batch.column(name).cast(pa.int64(), safe=False)
 
 
-def _content(
-    batch: _Batch, columns: Columns, shape: tuple[int, ...] | None, pool: Executor, *, exact: bool
-) -> np.ndarray:
+def _content(batch: _Batch, columns: Columns, shape: tuple[int, ...], pool: Executor, *, exact: bool) -> np.ndarray:
     """uint8 [n, H, W, C] or float32 [n, D]."""
     if columns.features is not None:
         content = _features(batch, columns.features)
-    elif isinstance(batch.rows.column(columns.image).type, pa.FixedShapeTensorType):
+    elif is_tensor(batch.rows.schema.field(columns.image).type):
         content = _tensors(batch, columns.image)
     else:
         return _decoded(batch, columns.image, shape, pool, exact=exact)
-    if shape is not None and content.shape[1:] != shape:
+    if content.shape[1:] != shape:
         rule = f"has shape {list(content.shape[1:])}, but {list(shape)} is expected"
         raise DataError("image" if columns.features is None else "features", batch.name(0), rule, "Bring all to one")
     return content
@@ -294,8 +286,6 @@ def _features(batch: _Batch, names: Sequence[str]) -> np.ndarray:
     features = np.empty((batch.rows.num_rows, len(names)), dtype=np.float32)
     for i, name in enumerate(names):
         column = batch.column(name)
-        if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-            raise batch.wrong_type(name, column.type, "must be numbers")
         with np.errstate(over="ignore"):  # too large for float32 is infinite, and refused below
             features[:, i] = column.to_numpy(zero_copy_only=False)
         bad = np.flatnonzero(~np.isfinite(features[:, i]))
@@ -308,29 +298,29 @@ def _features(batch: _Batch, names: Sequence[str]) -> np.ndarray:
 def _tensors(batch: _Batch, name: str) -> np.ndarray:
     """A fixed-shape tensor column as images: uint8 [n, H, W, C]."""
     column = batch.column(name)
-    if column.type.value_type != pa.uint8() or len(column.type.shape) not in (2, 3):
-        raise batch.wrong_type(name, column.type, "must be tensors of uint8, (H, W) or (H, W, C)")
     if column.storage.flatten().null_count:
         raise DataError(name, "null", f"is null within tensors of {batch.file.name}", "Fill them")
     pixels: np.ndarray = column.to_numpy_ndarray()
     return pixels[..., None] if pixels.ndim == 3 else pixels
 
 
-def _decoded(batch: _Batch, name: str, shape: tuple[int, ...] | None, pool: Executor, *, exact: bool) -> np.ndarray:
-    """A column of encoded images: uint8 [n, H, W, C]."""
+def _encoded(batch: _Batch, name: str) -> pa.Array:
+    """A column of encoded images: binary."""
     column = batch.column(name)
-    if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
+    if pa.types.is_struct(column.type):
         column = batch.without_nulls(column.field("bytes"), f"{name}.bytes")
-    if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
-        raise batch.wrong_type(name, column.type, "must be struct{bytes, path}, binary or a fixed-shape tensor")
-    if shape is not None and len(shape) != 3:
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+
+
+def _decoded(batch: _Batch, name: str, shape: tuple[int, ...], pool: Executor, *, exact: bool) -> np.ndarray:
+    """A column of encoded images: uint8 [n, H, W, C]."""
+    column = _encoded(batch, name)
+    if len(shape) != 3:
         raise DataError("image", batch.name(0), f"is an image, but {list(shape)} is expected", "Give feature vectors")
-    # The first image decides what the others must be.
-    wanted = shape if shape is not None else images.decode(column[0].as_py(), batch.name(0)).shape
-    decoded = np.empty((len(column), *wanted), dtype=np.uint8)
+    decoded = np.empty((len(column), *shape), dtype=np.uint8)
 
     def decode(i: int) -> None:
-        decoded[i] = images.decode(column[i].as_py(), batch.name(i), wanted, exact=exact)
+        decoded[i] = images.decode(column[i].as_py(), batch.name(i), shape, exact=exact)
 
     for _ in pool.map(decode, range(len(column))):
         pass

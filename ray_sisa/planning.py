@@ -13,7 +13,8 @@ from pathlib import Path
 
 from ray_sisa import data
 from ray_sisa.config import DataConfig, RunConfig, TrainingRecipe
-from ray_sisa.errors import DataError, RequestError
+from ray_sisa.errors import RequestError
+from ray_sisa.ids import Ids
 from ray_sisa.lineage import Chain, Stage, expected_cost, full_cost
 from ray_sisa.run import Run
 
@@ -114,24 +115,22 @@ def plan_random_deletions(run: Run, num_requests: int) -> Plan:
     return deletion_plan(num_samples, len(run.record.slices), run.record.training.epochs, num_requests, storage)
 
 
-def plan_forgetting(run: Run, *, samples: Iterable[str] = (), subjects: Iterable[str] = ()) -> Plan:
+def plan_forgetting(run: Run, *, samples: Ids = (), subjects: Ids = ()) -> Plan:
     """What forgetting these samples would cost, were it asked for now; exact.
 
     Raises:
         RequestError: nothing is named, or names are unknown.
     """
-    places, unknown = run.locate(samples=samples, subjects=subjects)
-    if unknown:
-        rule = f"{len(unknown)} not in this run"
-        raise RequestError("unknown ids", ", ".join(unknown[:20]), rule, "Correct the ids")
-    if not places:
+    found = run.locate(samples=samples, subjects=subjects)
+    found.refuse_unknown("unknown ids", "Correct the ids")
+    if not found.places:
         raise RequestError("request", "", "names no sample of this run", "Name samples or subjects")
     ledger = run.ledger()
     deleted = ledger.deleted()
-    shards = sorted({shard for shard, _ in places})
+    shards = sorted({shard for shard, _ in found.places})
     before = [run.live.chain(shard, deleted.get(shard, set())) for shard in shards]
     num_live = run.live.num_samples(ledger)
-    for (shard, _), ids in places.items():
+    for (shard, _), ids in found.places.items():
         num_live -= len(set(ids) - deleted.get(shard, set()))
         deleted.setdefault(shard, set()).update(ids)
     after = [run.live.chain(shard, deleted[shard]) for shard in shards]
@@ -172,15 +171,10 @@ def _one_sample(config: DataConfig, folder: Path) -> DataConfig:
     """A source that is quick to load and says all that is fixed for every sample: of Parquet files, the first row."""
     if config.source != "parquet":
         return config
-    import pyarrow as pa
-    import pyarrow.dataset
     import pyarrow.parquet
 
+    from ray_sisa import parquet
+
     assert config.train is not None  # a rule of DataConfig
-    first = config.train if isinstance(config.train, str) else config.train[0]
-    try:
-        rows = pa.dataset.dataset(str(Path(first).expanduser()) if "://" not in first else first).head(1)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError("data.train", first, f"cannot be read as Parquet: {error}", "Check the file") from None
-    pa.parquet.write_table(rows, folder / "first.parquet")
+    pyarrow.parquet.write_table(parquet.first_row(config.train, config.columns), folder / "first.parquet")
     return config.model_copy(update={"train": str(folder / "first.parquet"), "test": None})

@@ -9,12 +9,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from ray_sisa import ids
 from ray_sisa.errors import SisaError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from ray_sisa.audit import Evaluation
+    from ray_sisa.check import Checked
     from ray_sisa.evaluation.accuracy import Accuracy
     from ray_sisa.evaluation.membership import Membership
     from ray_sisa.planning import Plan
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from ray_sisa.verify import Verification
 
 DIGEST_SHOWN = 12
+_NUM_EXAMPLES = 5  # unknown ids that a person is shown
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +60,10 @@ def forgotten(done: Forgotten) -> Answer:
         ("samples", f"{done.samples:,} live, {done.already_forgotten:,} already forgotten"),
     ]
     if done.unknown:
-        rows.append(("unknown", f"{len(done.unknown)} passed over: {', '.join(done.unknown[:5])}"))
+        some = ", ".join(map(ids.shown, done.unknown_examples[:_NUM_EXAMPLES]))
+        rows.append(
+            ("unknown", f"{done.unknown:,} passed over: {some}{', ...' if done.unknown > _NUM_EXAMPLES else ''}")
+        )
     rows.append(("next", "`ray-sisa unlearn` completes it; from now on no reader is served models of these samples"))
     return Answer(fields=asdict(done), text=_table(rows))
 
@@ -126,6 +132,22 @@ def verified(found: Verification) -> Answer:
     num_equal = len(found.stages) - len(failing)
     lines.append(f"{num_equal} of {len(found.stages)} stages are bit for bit what training them again gives")
     return Answer(fields=asdict(found), text="\n".join(lines), ok=found.ok)
+
+
+def checked(found: Checked, repaired: Sequence[str] = (), stopped: SisaError | None = None) -> Answer:
+    """The answer of `check`: what is wrong, what it means and what to do; notes; a summary.
+
+    `repaired` are the objects that a repair has mended, `stopped` says why it did not come to its end.
+    """
+    lines = [f"{f.path}: {f.problem}\n    means: {f.meaning}\n    to do: {f.remedy}" for f in found.findings]
+    lines += [f"note: {note}" for note in found.notes]
+    lines += [f"repaired: {path}" for path in repaired]
+    lines += [f"the repair stopped: {stopped}"] if stopped else []
+    verdict = f"{len(found.findings)} wrong or missing" if found.findings else "all are what they must be"
+    lines.append(f"{found.objects:,} objects, {found.bytes / 1e6:,.1f} MB: {verdict}")
+    ok = found.ok and stopped is None
+    fields = asdict(found) | {"repaired": list(repaired), "ok": ok} | (failed(stopped) if stopped else {})
+    return Answer(fields=fields, text="\n".join(lines), ok=ok)
 
 
 def planned(found: Plan) -> Answer:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
-from ray_sisa.engine.work import ChainEnded, EpochDone, Event
+from ray_sisa.engine.work import ChainEnded, EpochDone, Event, StageUnderway
 from ray_sisa.lineage import Stage
 from ray_sisa.printing import duration
 from ray_sisa.records import EpochMetrics
@@ -33,6 +33,7 @@ class Progress:
         self._num_slices, self._stream, self._clock = num_slices, stream or sys.stderr, clock
         self._wanted = {stage.key: stage.sample_passes for stage in stages}
         self._passes: dict[str, int] = {}  # by stage, so that an epoch done twice after a failure counts once
+        self._given = 0  # passes done by earlier processes, which say nothing of the rate
         self._committed: set[str] = set()
         self._began = self._told_at = clock()
         self._updates = self._stream.isatty()
@@ -41,6 +42,8 @@ class Progress:
         """Hears one event."""
         if isinstance(event, EpochDone):
             self._hear_epoch(event.stage, event.metrics)
+        elif isinstance(event, StageUnderway):
+            self._hear_underway(event)
         elif isinstance(event, ChainEnded):
             if event.ending != "finished":
                 self._line(f"shard {event.shard}: chain ended ({event.ending})")
@@ -53,11 +56,30 @@ class Progress:
             self._line(f"{where} committed{_accuracies(record.metrics[-1])}, {self._totals()}")
 
     def _hear_epoch(self, stage: Stage, metrics: EpochMetrics) -> None:
+        self._advance(stage, metrics.epoch + 1)
+        self._update(f"{self._epoch(stage, metrics.epoch)} loss {metrics.loss:.3f}{_accuracies(metrics)}, ")
+
+    def _hear_underway(self, event: StageUnderway) -> None:
+        share = event.batch / event.num_batches
+        gained = self._advance(event.stage, event.epoch + share)
+        text = f"{self._epoch(event.stage, event.epoch)} {share:.0%} done, "
+        if event.what == "resumed":
+            self._given += gained
+            self._line(f"{text}taken up where its state was saved, {self._totals()}")
+        else:
+            self._update(text + ("state saved, " if event.what == "saved" else ""))
+
+    def _advance(self, stage: Stage, epochs: float) -> int:
+        """Takes note that so many epochs of a stage are done; returns how many passes that adds."""
         self._want(stage.key, stage.sample_passes)
-        done = (metrics.epoch + 1) * stage.num_samples
-        self._passes[stage.key] = max(done, self._passes.get(stage.key, 0))
-        where = f"shard {stage.shard} slice {stage.slice}/{self._num_slices}"
-        text = f"{where} epoch {metrics.epoch + 1}/{stage.epochs} loss {metrics.loss:.3f}{_accuracies(metrics)}, "
+        before = self._passes.get(stage.key, 0)
+        self._passes[stage.key] = max(before, int(epochs * stage.num_samples))
+        return self._passes[stage.key] - before
+
+    def _epoch(self, stage: Stage, epoch: int) -> str:
+        return f"shard {stage.shard} slice {stage.slice}/{self._num_slices} epoch {epoch + 1}/{stage.epochs}"
+
+    def _update(self, text: str) -> None:
         if self._updates:
             width = shutil.get_terminal_size().columns - 1
             self._stream.write("\r\x1b[2K" + (text + self._totals())[:width])
@@ -71,7 +93,7 @@ class Progress:
 
     def _totals(self) -> str:
         total, done = sum(self._wanted.values()), sum(self._passes.values())
-        rate = done / max(self._clock() - self._began, 1e-9)
+        rate = (done - self._given) / max(self._clock() - self._began, 1e-9)
         left = (total - done) / rate if rate else 0.0
         share = done / total if total else 1.0
         stages = f"{len(self._committed)}/{len(self._wanted)} stages"
@@ -86,3 +108,15 @@ class Progress:
 def _accuracies(metrics: EpochMetrics) -> str:
     test = "" if metrics.test_top1 is None else f", test {metrics.test_top1:.1%}"
     return f" train {metrics.train_top1:.1%}{test}"
+
+
+def counter(what: str, quiet: bool, stream: TextIO | None = None) -> Callable[[int, int], None]:
+    """Tells `done` of `of` on standard error: on a terminal, and only there, since it ends within minutes."""
+    out = stream or sys.stderr
+
+    def tell(done: int, of: int) -> None:
+        if out.isatty() and not quiet:
+            out.write(f"\r\x1b[2K{done:,} of {of:,} {what}" if done < of else "\r\x1b[2K")
+            out.flush()
+
+    return tell

@@ -12,31 +12,28 @@ Each step can be repeated and each follows from the store alone, so a crash anyw
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 
 from ray_sisa import heads
-from ray_sisa.clock import now
-from ray_sisa.digests import digest_bytes
+from ray_sisa.certificates import certify
 from ray_sisa.engine.driver import run_chains
 from ray_sisa.engine.runner import OpenRunner, device_of
 from ray_sisa.engine.work import ChainWork, Event
-from ray_sisa.errors import StoreError
+from ray_sisa.errors import StoreError, TrainingError
+from ray_sisa.layout import HEADS, LEDGER, numbered, slice_object, stage_record, stage_weights
 from ray_sisa.lease import Lease, hold_lease
-from ray_sisa.ledger import EMPTY, Ledger, read_ledger
-from ray_sisa.ledger import FOLDER as LEDGER
+from ray_sisa.ledger import EMPTY, Ledger, compact, read_ledger
 from ray_sisa.lineage import Chain, plan
 from ray_sisa.live import LiveSet
-from ray_sisa.records import Certificate, Head, Request, RunRecord, StageRecord
-from ray_sisa.store import Store, numbered, slice_object, stage_record
+from ray_sisa.records import Certificate, Head, RunRecord, StageRecord
+from ray_sisa.store import Store
 
-CERTIFICATES = "certificates"
-CLAIM = (
-    "The stages named as retired were trained on samples of this request; none of them is in the store. The ensemble "
-    "in force is, by name, what training without these samples gives; `ray-sisa verify` trains it again and compares "
-    "every bit, on a machine with the environment that each stage's record names."
-)
+logger = logging.getLogger(__name__)
+
+MAX_POSITIONS = 100  # of the ledger, looked at to tell what a purged name was
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,33 +87,67 @@ class Reconciler:
                 if read_ledger(self._store, ledger).position == ledger.position:
                     break
             head = self._complete(chains, ledger, lease)
-            completed = self._certify(ledger)
-        return self._summary(head, chains, ledger, completed)
+            certificates = certify(self._store, self._live, ledger)
+            compact(self._store, ledger)
+        return self._summary(head, chains, certificates)
 
     def _make_effective(self) -> Ledger:
         ledger = self._ledger = read_ledger(self._store, self._ledger)
         head = heads.latest_head(self._store)
         kept = heads.in_force(self._store, ledger, head)
+        self._check_ours(ledger, head)
         if head is not None and head.ledger < ledger.position:
             heads.write_head(self._store, kept, ledger=ledger, complete=False)
             self._seconds_to_effective = time.perf_counter() - self._began
         return ledger
+
+    def _check_ours(self, ledger: Ledger, head: Head | None) -> None:
+        """Passes if what is in force is of this run: else all that is there would be purged as strange to it."""
+        if head is None:
+            return
+        names = _names(self._live.chains(ledger, up_to=head.ledger))[0]
+        if strange := [c.key for c in head.constituents if c.key not in names]:
+            rule = f"names stages that do not follow from run.json and the ledger: {', '.join(strange)}"
+            remedy = "Another run's objects lie here. Run `ray-sisa check RUN`, and restore what it names"
+            raise StoreError(self._store.where(numbered(HEADS, head.number)), "", rule, remedy)
 
     def _purge(self, chains: Sequence[Chain], ledger: Ledger, lease: Lease) -> None:
         lease.check()
         self._store.sweep_unfinished()
         # Save before delete: the smaller slices are made from the larger ones.
         self._live.write_slices(chains, ledger)
-        slices = {stage.slice_digest for chain in chains for stage in chain.stages}
-        doomed = self._store.slice_digests() - slices
-        lease.check()  # whoever took over may have made smaller slices, which this process does not know of
-        self._store.delete(slice_object(digest) for digest in doomed)
-        wanted = {stage.key for chain in chains for stage in chain.stages}
-        for key, paths in self._store.stage_files().items():
-            if key not in wanted:
-                # The commit record first: without it the stage is absent, however little else was deleted.
-                self._store.delete(sorted(paths, key=lambda path: path != stage_record(key)))
-                self._purged += 1
+        keys, slices = _names(chains)
+        doomed = {k: paths for k, paths in self._store.stage_files().items() if k not in keys}
+        kept = {slice_object(digest) for digest in slices}
+        doomed_slices = [path for path in self._store.sizes("slices") if path not in kept]
+        # Listed before the check, deleted after it: whoever took over since may have made what is wanted now, and that
+        # was not there yet. What was there and is not wanted now never will be, since requests only come.
+        lease.check()
+        self._tell_strays(doomed.keys(), set(doomed_slices), ledger)
+        self._store.delete(doomed_slices)
+        # The commit records first: without its own a stage is absent, however little else was deleted.
+        self._store.delete(stage_record(key) for key in doomed)
+        self._store.delete(path for key, paths in doomed.items() for path in paths if path != stage_record(key))
+        self._store.delete(self._left_inside())
+        self._purged += len(doomed)
+
+    def _left_inside(self) -> list[str]:
+        """What a kill between a commit and its tidying up left: the state inside stages that are committed."""
+        found = self._store.stage_files()
+        whole = {key: {stage_record(key), stage_weights(key)} for key in found}
+        return [path for key, paths in found.items() if whole[key] <= set(paths) for path in set(paths) - whole[key]]
+
+    def _tell_strays(self, keys: Set[str], slices: Set[str], ledger: Ledger) -> None:
+        """Logs what is about to be removed although no request since the last full head explains it."""
+        if not keys and not slices:
+            return
+        since = heads.history(self._store, ledger.position + 1)
+        first = since[0].ledger if since and since[0].complete else 0
+        for position in range(max(first, ledger.position - MAX_POSITIONS), ledger.position + 1):
+            explained = _names(self._live.chains(ledger, up_to=position))
+            keys, slices = keys - explained[0], slices - {slice_object(digest) for digest in explained[1]}
+        for name in [f"stages/{key}" for key in sorted(keys)] + sorted(slices):
+            logger.warning("%s must not exist: a late writer or a restored backup left it; it is removed", name)
 
     def _train(self, chains: Sequence[Chain], ledger: Ledger, open_runner: OpenRunner, lease: Lease) -> None:
         missing = plan(chains, self._store.committed_stages())
@@ -131,13 +162,19 @@ class Reconciler:
                 missing=frozenset(chain.keys),
                 device=device,
                 ledger=ledger.position,
+                lease=lease.record,
+                checkpoint_every=self._run.config.scaling.checkpoint_every,
                 test_during_training=self._run.config.evaluation.test_during_training,
             )
             for chain in missing
         ]
         with open_runner() as runner:
             tick = self._watch(ledger, lease)
-            self._trained += run_chains(works, runner, self._run.config.scaling, tell=self._tell, tick=tick)
+            try:
+                self._trained += run_chains(works, runner, self._run.config.scaling, tell=self._tell, tick=tick)
+            except TrainingError:
+                lease.check()  # whoever took over may have removed what a chain was reading: that is the reason then
+                raise
 
     def _watch(self, ledger: Ledger, lease: Lease) -> Callable[[], Set[int]]:
         """Between two events: stops if the lease is lost, and makes a new request effective at once."""
@@ -162,58 +199,18 @@ class Reconciler:
         constituents = [heads.constituent(record) for record in records]
         head = heads.write_head(self._store, constituents, ledger=ledger, complete=True)
         self._purge(chains, ledger, lease)  # what a stray writer left meanwhile
-        left = self._store.committed_stages() - {stage.key for chain in chains for stage in chain.stages}
+        left = self._store.stage_files().keys() - _names(chains)[0]
         if left:
             rule = "appeared again while it was being removed: another process writes to this run"
-            raise StoreError(f"{self._store.uri}/stages", sorted(left), rule, "Stop it and run the command again")
+            raise StoreError(self._store.where("stages"), sorted(left), rule, "Stop it and run the command again")
         return head
 
-    def _certify(self, ledger: Ledger) -> tuple[Request, ...]:
-        certified = set(self._store.numbers(CERTIFICATES))
-        completed = tuple(request for request in ledger.requests if request.number not in certified)
-        history = heads.all_heads(self._store) if completed else []
-        for request in completed:
-            certificate = self._certificate(request, ledger, history)
-            self._store.create(numbered(CERTIFICATES, request.number), certificate.to_bytes())
-        return completed
-
-    def _certificate(self, request: Request, ledger: Ledger, history: Sequence[Head]) -> Certificate:
-        """What was done for a request together with those that were completed with it."""
-        head = next(h for h in history if h.complete and h.ledger >= request.number)
-        earlier = max((h.ledger for h in history if h.complete and h.ledger < request.number), default=0)
-        shards = sorted(ledger.touched(request.number - 1, request.number))
-        before, after = ledger.deleted(earlier), ledger.deleted(head.ledger)
-        old = {k for s in shards for k in self._live.chain(s, before.get(s, set())).keys}
-        new = {stage.key: stage for s in shards for stage in self._live.chain(s, after.get(s, set())).stages}
-        retrained = [stage for key, stage in new.items() if key not in old]
-        return Certificate(
-            request=request.number,
-            request_digest=digest_bytes(self._store.get(numbered(LEDGER, request.number))),
-            batch=tuple(range(earlier + 1, head.ledger + 1)),
-            num_samples=len(request.sample_ids),
-            affected_shards=tuple(shards),
-            retired_stages=tuple(sorted(old - new.keys())),
-            retrained_stages=tuple(stage.key for stage in retrained),
-            sample_passes=sum(stage.sample_passes for stage in retrained),
-            full_training_sample_passes=self._live.full_sample_passes,
-            head=head.number,
-            ensemble_digest=head.ensemble_digest,
-            requested_at=request.created_at,
-            effective_at=next(h.created_at for h in history if h.ledger >= request.number),
-            completed_at=now(),
-            claim=CLAIM,
-        )
-
-    def _summary(
-        self, head: Head, chains: Sequence[Chain], ledger: Ledger, completed: Sequence[Request]
-    ) -> Reconciliation:
+    def _summary(self, head: Head, chains: Sequence[Chain], certificates: Sequence[Certificate]) -> Reconciliation:
         return Reconciliation(
             head=head.number,
             ensemble_digest=head.ensemble_digest,
-            requests=tuple(request.number for request in completed),
-            affected_shards=tuple(
-                sorted({shard for r in completed for shard in ledger.touched(r.number - 1, r.number)})
-            ),
+            requests=tuple(certificate.request for certificate in certificates),
+            affected_shards=tuple(sorted({shard for c in certificates for shard in c.affected_shards})),
             stages_trained=len(self._trained),
             stages_reused=sum(len(chain.stages) for chain in chains)
             - len({r.key for r in self._trained} & {k for c in chains for k in c.keys}),
@@ -224,3 +221,9 @@ class Reconciler:
             seconds_to_effective=self._seconds_to_effective,
             seconds_to_complete=time.perf_counter() - self._began,
         )
+
+
+def _names(chains: Iterable[Chain]) -> tuple[set[str], set[str]]:
+    """Keys of the stages of some chains, and digests of their slices."""
+    stages = [stage for chain in chains for stage in chain.stages]
+    return {stage.key for stage in stages}, {stage.slice_digest for stage in stages}

@@ -1,20 +1,28 @@
-"""The JSON records that a run keeps in its store; all are frozen, and validated when read."""
+"""The JSON records that a run keeps in its store; all are frozen, sealed, and validated when read."""
 
 from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
 from ray_sisa.config import RunConfig, TrainingRecipe
+from ray_sisa.digests import seal
+from ray_sisa.layout import CERTIFICATES, HEADS, LEASES, LEDGER, RUN, numbered, partial_record, stage_record
 
 
 class StoredRecord(BaseModel):
     """A record of a store."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A network that diverged has a loss that is no number; its record must be readable all the same.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+    @property
+    def path(self) -> str | None:
+        """Where in the store the record says that it belongs; None for a part of another."""
+        return None
 
     def to_bytes(self) -> bytes:
-        """The record as JSON that a person can read."""
-        return self.model_dump_json(indent=1).encode()
+        """The record as JSON that a person can read, sealed."""
+        return seal(self.model_dump_json(indent=1).encode())
 
 
 class SliceEntry(StoredRecord):
@@ -39,6 +47,11 @@ class RunRecord(StoredRecord):
     fingerprint: str
     """Digest of all slice digests: the data set as it was at ingest."""
     created_at: str
+
+    @property
+    def path(self) -> str:
+        """Where it belongs."""
+        return RUN
 
 
 class EpochMetrics(StoredRecord):
@@ -93,6 +106,39 @@ class StageRecord(StoredRecord):
     environment: Environment
     committed_at: str
 
+    @property
+    def path(self) -> str:
+        """Where it belongs."""
+        return stage_record(self.key)
+
+
+class PartialRecord(StoredRecord):
+    """stages/<key>/partial/<n>.json: the state inside a stage, beside it. Without this record the state is absent."""
+
+    key: str
+    number: int
+    """Steps done in the stage."""
+    epoch: int
+    """Epochs that have ended."""
+    batch: int
+    """Batches done of the epoch after them."""
+    num_batches: int
+    """Batches of an epoch."""
+    metrics: tuple[EpochMetrics, ...]
+    """Of the epochs that have ended."""
+    seconds: float
+    """What the stage has cost so far; the seconds of its commit record go on from there."""
+    state_bytes: int
+    state_digest: str
+    """Digest of the file."""
+    environment: Environment
+    saved_at: str
+
+    @property
+    def path(self) -> str:
+        """Where it belongs."""
+        return partial_record(self.key, self.number)
+
 
 class Constituent(StoredRecord):
     """The model of one shard in a head."""
@@ -120,6 +166,11 @@ class Head(StoredRecord):
     """Digest of head n-1."""
     created_at: str
 
+    @property
+    def path(self) -> str:
+        """Where it belongs."""
+        return numbered(HEADS, self.number)
+
 
 class Place(StoredRecord):
     """Samples of a request in one (shard, slice)."""
@@ -141,6 +192,11 @@ class Request(StoredRecord):
     created_at: str
 
     @property
+    def path(self) -> str:
+        """Where it belongs."""
+        return numbered(LEDGER, self.number)
+
+    @property
     def sample_ids(self) -> list[str]:
         """Ids of all samples that it names."""
         return [sample for place in self.places for sample in place.samples]
@@ -152,8 +208,8 @@ class Certificate(StoredRecord):
     request: int
     request_digest: str
     num_samples: int
-    batch: tuple[int, ...]
-    """Requests that were completed together; what follows is of all of them, in the shards that this one touches."""
+    batch: tuple[int, int]
+    """First and last of the requests completed together: what follows is of all, in the shards that this touches."""
     affected_shards: tuple[int, ...]
     retired_stages: tuple[str, ...]
     """Stage keys that existed because of the samples; none of them is in the store."""
@@ -170,6 +226,11 @@ class Certificate(StoredRecord):
     completed_at: str
     claim: str
 
+    @property
+    def path(self) -> str:
+        """Where it belongs."""
+        return numbered(CERTIFICATES, self.request)
+
 
 class LeaseRecord(StoredRecord):
     """lease/<n>.json: who reconciles, until when."""
@@ -178,3 +239,8 @@ class LeaseRecord(StoredRecord):
     holder: str
     expires_at: float
     """Seconds since the epoch."""
+
+    @property
+    def path(self) -> str:
+        """Where it belongs."""
+        return numbered(LEASES, self.number)

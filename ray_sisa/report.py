@@ -22,10 +22,10 @@ from ray_sisa.charts import Measured, Target, above_null
 from ray_sisa.clock import now
 from ray_sisa.costs import Costs, RequestRow, request_rows, total_costs
 from ray_sisa.errors import StoreError
+from ray_sisa.layout import HEADS, numbered, report
 from ray_sisa.ledger import Ledger
 from ray_sisa.lineage import Chain, recipe_digest
 from ray_sisa.records import Environment, Head, StageRecord
-from ray_sisa.store import numbered, report
 
 if TYPE_CHECKING:
     # Read only: these modules load torch and scikit-learn, which the page does without.
@@ -173,7 +173,7 @@ def _states(run: Run, ledger: Ledger) -> tuple[Measured, ...]:
 
 
 def _measured(run: Run, ledger: Ledger, evaluation: Evaluation) -> Measured:
-    head = run.store.read(numbered(heads.FOLDER, evaluation.head), Head)
+    head = run.store.read(numbered(HEADS, evaluation.head), Head)
     if not evaluation.complete:
         # Measured before the rolled-back head was written, it carries the number of the head before.
         return Measured(

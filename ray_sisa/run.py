@@ -9,27 +9,30 @@ from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
 
-from ray_sisa import data, heads
-from ray_sisa.census import Census, Places
+from ray_sisa import data, heads, ids
+from ray_sisa.census import Census, Found
 from ray_sisa.config import DataConfig, RunConfig, Scaling
-from ray_sisa.digests import digest_bytes
+from ray_sisa.digests import seal
 from ray_sisa.engine.runner import OpenRunner, Runner, RunnerName, open_runner
 from ray_sisa.engine.work import Event
 from ray_sisa.ensemble import Ensemble
 from ray_sisa.errors import ConfigError, RequestError, StoreError
 from ray_sisa.ingest import differing_fields, ingest
+from ray_sisa.layout import CERTIFICATES, REPORTS, RUN, damaged, numbered, report, stage_record
 from ray_sisa.ledger import EMPTY, Ledger, append, read_ledger
 from ray_sisa.lineage import Chain
 from ray_sisa.live import LiveSet
+from ray_sisa.location import join_run
 from ray_sisa.members import forget_and_retain, training_members
-from ray_sisa.reconcile import CERTIFICATES, Reconciler, Reconciliation
+from ray_sisa.reconcile import Reconciler, Reconciliation
 from ray_sisa.records import Certificate, Constituent, Head, RunRecord, StageRecord
 from ray_sisa.slices import read_test
-from ray_sisa.store import RUN, Store, join_run, numbered, report, stage_record
+from ray_sisa.store import Store
 from ray_sisa.voting import Rule
 
 if TYPE_CHECKING:
     from ray_sisa.audit import Evaluation
+    from ray_sisa.check import Checked
     from ray_sisa.verify import Verification
 
 EVALUATION = re.compile(r"/evaluation-[^/]+\.json$")
@@ -43,8 +46,10 @@ class Forgotten:
     samples: int
     """Live samples that it names."""
     already_forgotten: int
-    unknown: tuple[str, ...]
-    """Names that the run never had; only where the caller chose to ignore them."""
+    unknown: int
+    """Names that the run never had, as often as they were given; only where the caller chose to ignore them."""
+    unknown_examples: tuple[str, ...]
+    """The first few of them, cut where they are long."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,8 +161,8 @@ class Run:
     def forget(
         self,
         *,
-        samples: Iterable[str] = (),
-        subjects: Iterable[str] = (),
+        samples: ids.Ids = (),
+        subjects: ids.Ids = (),
         reason: str = "",
         key: str | None = None,
         ignore_unknown: bool = False,
@@ -165,8 +170,8 @@ class Run:
         """Acknowledges a deletion request: once this returns it is kept, and no reader is served the samples' models.
 
         Args:
-            samples: ids of samples.
-            subjects: ids of subjects, all of whose samples are deleted.
+            samples: ids of samples; taken once, so that a generator over a long file needs no list.
+            subjects: ids of subjects, all of whose samples are deleted; likewise.
             reason: free text, kept with the request.
             key: idempotency key; a request sent again under its key is the same request.
             ignore_unknown: pass over names that the run never had.
@@ -174,32 +179,35 @@ class Run:
         Raises:
             RequestError: nothing is named, or names are unknown; nothing was written.
         """
-        places, unknown = self.locate(samples=samples, subjects=subjects)
-        if unknown and not ignore_unknown:
-            remedy = (
-                "Correct the ids, or pass --ignore-unknown (ignore_unknown=True); the request was refused as a whole"
+        for name, text in (("reason", reason), ("key", key or "")):
+            ids.as_text(text, name)
+        found = self.locate(samples=samples, subjects=subjects)
+        if not ignore_unknown:
+            found.refuse_unknown(
+                "unknown ids",
+                "Correct the ids, or pass --ignore-unknown (ignore_unknown=True); the request was refused as a whole",
             )
-            raise RequestError("unknown ids", ", ".join(unknown[:20]), f"{len(unknown)} not in this run", remedy)
-        if not places:
+        if not found.places:
             raise RequestError("request", "", "names no sample of this run", "Name samples or subjects")
         deleted = self.ledger().deleted()
-        named = [(shard, sample) for (shard, _), ids in places.items() for sample in ids]
+        named = [(shard, sample) for (shard, _), samples in found.places.items() for sample in samples]
         gone = sum(sample in deleted.get(shard, ()) for shard, sample in named)
-        request = append(self.store, places, reason, key, self._ledger)
+        request = append(self.store, found.places, reason, key, self._ledger)
         return Forgotten(
-            request=request.number, samples=len(named) - gone, already_forgotten=gone, unknown=tuple(unknown)
+            request=request.number,
+            samples=len(named) - gone,
+            already_forgotten=gone,
+            unknown=found.unknown,
+            unknown_examples=found.unknown_examples,
         )
 
-    def locate(self, *, samples: Iterable[str] = (), subjects: Iterable[str] = ()) -> tuple[Places, list[str]]:
-        """Sample ids by (shard, slice) of samples and subjects, and the names that the run never had."""
-        census = Census(self.live, self.record)
-        by_id, unknown_ids = census.samples(samples)
-        by_subject, unknown_subjects = census.subjects(subjects)
-        places = {
-            place: sorted(set(by_id.get(place, [])) | set(by_subject.get(place, [])))
-            for place in sorted(by_id.keys() | by_subject.keys())
-        }
-        return places, unknown_ids + unknown_subjects
+    def locate(self, *, samples: ids.Ids = (), subjects: ids.Ids = ()) -> Found:
+        """Sample ids by (shard, slice) of samples and subjects, and how many names the run never had.
+
+        Raises:
+            RequestError: a name that can be no id.
+        """
+        return Census(self.live, self.record).find(samples=samples, subjects=subjects)
 
     def sample_ids(self, shard: int, slice_number: int) -> list[str]:
         """Ids that a slice was given at ingest, deleted ones among them, sorted."""
@@ -279,7 +287,7 @@ class Run:
             RequestError: no such request, or samples that the source does not have.
             DataError: the run has no test set, or no constituent.
         """
-        from ray_sisa.audit import Evaluation, evaluate  # needs scikit-learn, which is slow to load
+        from ray_sisa.audit import Evaluation, evaluate, name_of  # needs scikit-learn, which is slow to load
 
         head, ledger = self._head(), self.ledger()
         if self.record.test_digest is None:
@@ -304,17 +312,44 @@ class Run:
                 rule=aggregation,
                 forget_request=forget if isinstance(forget, int) else None,
             )
-        content = TypeAdapter(Evaluation).dump_json(evaluation, indent=1)
-        self.store.create(report(f"evaluation-{head.number:08d}-{digest_bytes(content)[:12]}.json"), content)
+        content = seal(TypeAdapter(Evaluation).dump_json(evaluation, indent=1))
+        self.store.create(report(name_of(head.number, content)), content)
         return evaluation
 
     def evaluations(self) -> list[Evaluation]:
         """All evaluations made of this run, the oldest first; they name no sample."""
-        from ray_sisa.audit import Evaluation
+        from ray_sisa.audit import read_evaluation
 
-        read = TypeAdapter(Evaluation).validate_json
-        found = [read(self.store.get(path)) for path in self.store.sizes("reports") if EVALUATION.search(path)]
+        found = [read_evaluation(self.store, path) for path in self.store.sizes(REPORTS) if EVALUATION.search(path)]
         return sorted(found, key=lambda evaluation: evaluation.measured_at)
+
+    def check(self, tell: Callable[[int, int], None] = lambda done, of: None) -> Checked:
+        """Reads every object of the run and says what is damaged, missing, or must not exist; writes nothing.
+
+        Args:
+            tell: hears how many objects have been looked at, of how many.
+        """
+        from ray_sisa.check import check  # reads weights, so it needs torch
+
+        return check(self.store, tell)
+
+    def repair(
+        self,
+        found: Checked,
+        *,
+        runner: RunnerName | Runner = "ray",
+        tell: Callable[[Event], None] = lambda event: None,
+        wait_s: float = 0.0,
+    ) -> None:
+        """Deletes what a check found removable, and makes again what should be there.
+
+        Raises:
+            BusyError, ResourcesError, StoreError, TrainingError: what cannot be made again is missing, for one.
+        """
+        from ray_sisa.check import repair
+
+        repair(self.store, found, wait_s)
+        self.train(runner=runner, tell=tell, wait_s=wait_s)
 
     def ledger(self) -> Ledger:
         """All requests up to now; those that this object has read before are not read again."""
@@ -322,8 +357,18 @@ class Run:
         return self._ledger
 
     def certificates(self) -> list[Certificate]:
-        """What was done for each completed request."""
-        return [self.store.read(numbered(CERTIFICATES, n), Certificate) for n in self.store.numbers(CERTIFICATES)]
+        """What was done for each completed request.
+
+        Raises:
+            StoreError: one is damaged, or is not of the request that the ledger has.
+        """
+        found = [self.store.read(numbered(CERTIFICATES, n), Certificate) for n in self.store.numbers(CERTIFICATES)]
+        digests = self.ledger().digests
+        for certificate in found:
+            if [certificate.request_digest] != list(digests[certificate.request - 1 : certificate.request]):
+                rule = f"is not of request {certificate.request} as the ledger has it"
+                raise StoreError(self.store.where(certificate.path), "", rule, damaged(certificate.path))
+        return found
 
     def stages(self) -> list[StageRecord]:
         """Records of the committed stages that should exist, by shard and slice."""
@@ -349,10 +394,9 @@ class Run:
                 rule = f"must be a request, 1 to {ledger.position}"
                 raise RequestError("forget", forget, rule, "See `ray-sisa status`")
             return {sample: p.shard for p in ledger.requests[forget - 1].places for sample in p.samples}
-        places, unknown = self.locate(samples=forget)
-        if unknown:
-            raise RequestError("forget", ", ".join(unknown[:20]), f"{len(unknown)} ids not in this run", "Correct them")
-        return {sample: shard for (shard, _), ids in places.items() for sample in ids}
+        found = self.locate(samples=forget)
+        found.refuse_unknown("forget", "Correct the ids")
+        return {sample: shard for (shard, _), samples in found.places.items() for sample in samples}
 
 
 def _shard_status(

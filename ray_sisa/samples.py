@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ray_sisa.errors import DataError
+from ray_sisa.ids import MAX_BYTES, as_text, shown
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,19 +55,19 @@ class Samples:
 
 def make_samples(
     *,
-    ids: Sequence[str] | pa.StringArray,
+    ids: Sequence[str | int] | pa.StringArray,
     images: np.ndarray,
     labels: np.ndarray | Sequence[int],
-    subjects: Sequence[str] | pa.StringArray | None = None,
+    subjects: Sequence[str | int] | pa.StringArray | None = None,
 ) -> Samples:
     """Samples from plain arrays, checked.
 
     Raises:
-        DataError: ids that repeat, lengths that differ, or an image array of another kind than
+        DataError: ids that repeat or are none, lengths that differ, or an image array of another kind than
             uint8 [N, H, W, C] or float32 [N, D].
     """
-    id_array = pa.array(ids, pa.string())
-    subject_array = id_array if subjects is None else pa.array(subjects, pa.string())
+    id_array = _names("id", ids)
+    subject_array = id_array if subjects is None else _names("subject", subjects)
     label_array = np.asarray(labels, dtype=np.int64)
     counts = {"ids": len(id_array), "subjects": len(subject_array), "images": len(images), "labels": len(label_array)}
     if len(set(counts.values())) > 1:
@@ -78,9 +80,25 @@ def make_samples(
         if column.null_count:
             raise DataError(name, f"{column.null_count} nulls", "must be given for every sample", "Fill the column")
     if len(id_array.unique()) != len(id_array):
-        repeated = [v["values"] for v in id_array.value_counts().to_pylist() if v["counts"] > 1]
-        raise DataError("id", repeated[:5], "must be unique", "Give each sample its own id, or leave the id column out")
+        counted = id_array.value_counts()
+        repeated = counted.field("values").filter(pc.greater(counted.field("counts"), 1))
+        some = ", ".join(map(shown, repeated[:5].to_pylist()))
+        rule = f"must be unique; {len(repeated)} id(s) stand at several samples"
+        raise DataError("id", some, rule, "Give each sample its own id, or leave the id column out")
     return Samples(ids=id_array, subjects=subject_array, images=images, labels=label_array)
+
+
+def _names(field: str, names: Sequence[str | int] | pa.StringArray) -> pa.StringArray:
+    """Ids or subjects as one array; integers become decimal."""
+    if not isinstance(names, pa.Array):
+        names = [as_text(name, field, DataError) for name in names]
+    array = pa.array(names, pa.string())
+    sizes = pc.binary_length(array)
+    longest = pc.max(sizes).as_py() or 0
+    if longest > MAX_BYTES:
+        where = shown(array[pc.index(sizes, longest).as_py()].as_py())
+        raise DataError(field, where, f"takes {longest} bytes in UTF-8, more than {MAX_BYTES}", "Use a shorter one")
+    return array
 
 
 def concatenate(parts: Sequence[Samples]) -> Samples:

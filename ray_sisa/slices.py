@@ -8,10 +8,14 @@ import pyarrow.compute as pc
 
 from ray_sisa.errors import StoreError
 from ray_sisa.index import ShardIndex, digest_rows, one_chunk, slice_digest, table_from_bytes, table_to_bytes
+from ray_sisa.layout import slice_object, test_object
 from ray_sisa.samples import Samples
-from ray_sisa.store import Store, slice_object, test_object
+from ray_sisa.store import Store
 
 TAMPERED = "Its content was changed after it was written. Restore it from a backup, then run unlearn"
+
+_KINDS = {"sample_id": pa.string(), "subject_id": pa.string(), "label": pa.int64()}
+_RECORDS = {(pa.uint8(), 3), (pa.float32(), 1)}  # type and number of axes
 
 
 def slice_to_bytes(samples: Samples) -> bytes:
@@ -29,10 +33,17 @@ def slice_from_bytes(data: bytes, where: str) -> Samples:
     """
     table = table_from_bytes(data, where)
     try:
+        kinds = {name: table.schema.field(name).type for name in table.schema.names}
+        image = kinds.pop("image")
+        if kinds != _KINDS or any(column.null_count for column in table.columns):
+            raise ValueError(f"it has the columns {table.schema.names[:5]}, or nulls")
+        images = one_chunk(table["image"])
+        if (image.value_type, len(image.shape)) not in _RECORDS or images.storage.flatten().null_count:
+            raise ValueError("its records are neither images of uint8 nor vectors of float32")
         return Samples(
             ids=one_chunk(table["sample_id"]),
             subjects=one_chunk(table["subject_id"]),
-            images=one_chunk(table["image"]).to_numpy_ndarray(),
+            images=images.to_numpy_ndarray(),
             labels=table["label"].to_numpy(),
         )
     except (LookupError, AttributeError, ValueError, TypeError, NotImplementedError, pa.ArrowException) as error:

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ray_sisa import __version__, weights
 from ray_sisa.clock import now
+from ray_sisa.config import TrainingRecipe
 from ray_sisa.digests import digest_bytes, digest_tensors
 from ray_sisa.errors import StoreError, TrainingError
-from ray_sisa.lineage import Chain, Stage
+from ray_sisa.layout import BACKUP, damaged, initial_weights, stage_record, stage_weights
+from ray_sisa.lineage import Chain, Stage, recipe_digest, stage_key
 from ray_sisa.records import Ancestor, Environment, EpochMetrics, StageRecord
-from ray_sisa.store import Store, initial_weights, stage_record, stage_weights
-
-DAMAGED = "Delete the folder of the stage and run `ray-sisa unlearn`: it is made again, the same to the last bit"
+from ray_sisa.store import Store
 
 
 def commit_stage(
@@ -56,31 +56,42 @@ def commit_stage(
         committed_at=now(),
     )
     known = store.find_record(stage_record(stage.key), StageRecord)
-    if known is None:
+    if known is None or store.find(stage_weights(stage.key)) is None:
         store.put(stage_weights(stage.key), data)
         if store.create(stage_record(stage.key), record.to_bytes()):
             return record
         known = store.read(stage_record(stage.key), StageRecord)
     if known.weights_digest != record.weights_digest:
         rule = f"was trained twice with different results ({known.weights_digest}, {record.weights_digest})"
-        remedy = f"Compare the environments in its record: {known.environment} and {environment}"
+        remedy = (
+            f"{_difference(known.environment, environment)}: train on equal machines, or look in the model for what "
+            "lies outside its module"
+        )
         raise TrainingError(f"shard {stage.shard} slice {stage.slice}", stage.key, rule, remedy)
     return known
 
 
-def load_stage(store: Store, key: str) -> dict[str, Tensor]:
+def load_stage(store: Store, key: str, training: TrainingRecipe | None = None) -> dict[str, Tensor]:
     """The weights of a committed stage, every byte checked against its record.
 
+    Args:
+        store: of the run.
+        key: key of the stage.
+        training: the recipe that it must have been trained by, if that is not known already.
+
     Raises:
-        StoreError: the stage is absent or its weights are not what was committed.
+        StoreError: the stage is absent, its weights are not what was committed, or it is of another recipe.
     """
     record = store.read(stage_record(key), StageRecord)
+    if training and key != stage_key(record.parent, record.slice_digest, recipe_digest(training), record.slice):
+        rule = "is of another recipe than run.json: one of the two is another run's"
+        raise StoreError(store.where(stage_record(key)), "", rule, f"{BACKUP}, then run `ray-sisa check RUN`")
     path = stage_weights(key)
     data = store.get(path)
     if digest_bytes(data) != record.weights_file_digest:
         rule = f"is not what was committed ({len(data)} bytes, {record.weights_bytes} expected, or other content)"
-        raise StoreError(f"{store.uri}/{path}", "", rule, DAMAGED)
-    return weights.from_bytes(data)
+        raise StoreError(store.where(path), "", rule, damaged(path))
+    return _tensors(store, path, data)
 
 
 def load_initial(store: Store, digest: str | None) -> dict[str, Tensor] | None:
@@ -92,10 +103,18 @@ def load_initial(store: Store, digest: str | None) -> dict[str, Tensor] | None:
     if digest is None:
         return None
     path = initial_weights(digest)
-    tensors = weights.from_bytes(store.get(path))
+    data = store.get(path)
+    tensors = _tensors(store, path, data)
     if digest_tensors(tensors) != digest:
-        raise StoreError(f"{store.uri}/{path}", "", "is not what was stored", "Restore it from a backup")
+        raise StoreError(store.where(path), "", "is not what was stored", damaged(path))
     return tensors
+
+
+def _tensors(store: Store, path: str, data: bytes) -> dict[str, Tensor]:
+    try:
+        return weights.from_bytes(data)
+    except StoreError as error:
+        raise StoreError(store.where(path), "", error.rule, damaged(path)) from None
 
 
 def environment_of(device: str, threads: int) -> Environment:
@@ -110,6 +129,11 @@ def environment_of(device: str, threads: int) -> Environment:
         ray_sisa=__version__,
         platform=platform.platform(),
     )
+
+
+def _difference(one: Environment, other: Environment) -> str:
+    names = [name for name in Environment.model_fields if getattr(one, name) != getattr(other, name)]
+    return f"The environments differ in {', '.join(names)}" if names else "The environments are the same"
 
 
 def _processor() -> str:

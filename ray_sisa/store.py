@@ -1,92 +1,48 @@
-"""The object store of a run, and the one owner of every path in it.
+"""The object store of a run: atomic puts, conditional create, and every failure an error that names object and remedy.
 
-    run.json                            configuration in full, placement, data fingerprint; created once
-    initial/<digest>.safetensors        initial weights, where the recipe names a file
-    index/<digest>.arrow                who is in a shard: ids, subjects, row digests
-    test/<digest>.arrow                 the test set
-    slices/<digest>.arrow               samples of one (shard, slice) as they are live
-    stages/<key>/weights.safetensors    the result of a stage
-    stages/<key>/stage.json             its commit record, written last
-    ledger/<n>.json                     deletion request n, from 1
-    heads/<n>.json                      ensemble n in force, from 1
-    certificates/<n>.json               what was done for request n
-    lease/<n>.json                      who reconciles
-    reports/<name>                      what was measured
-
-An object is written once under its name and never changed. Nothing here knows what the objects mean.
+An object is written once under its name and never changed. Nothing here knows what the objects mean; `layout` says
+where they lie.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, TypeVar
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
-from obstore.store import LocalStore, from_url
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from ray_sisa import location
+from ray_sisa.digests import unseal
 from ray_sisa.errors import StoreError
+from ray_sisa.layout import (
+    BACKUP,
+    DIGITS,
+    NUMBERED,
+    damaged,
+    kind_of,
+    slice_object,
+    stage_record,
+    stage_weights,
+)
+from ray_sisa.location import open_local, open_remote, resolve_uri, without_options
 
-Record = TypeVar("Record", bound=BaseModel)
+if TYPE_CHECKING:
+    from ray_sisa.records import StoredRecord
 
-RUN = "run.json"
-DIGITS = 8  # numbered objects sort by name
+Record = TypeVar("Record", bound="StoredRecord")
+Result = TypeVar("Result")
 
-
-def stage_record(key: str) -> str:
-    """Commit record of a stage."""
-    return f"stages/{key}/stage.json"
-
-
-def stage_weights(key: str) -> str:
-    """Weights of a stage."""
-    return f"stages/{key}/weights.safetensors"
-
-
-def slice_object(digest: str) -> str:
-    """Samples of a slice."""
-    return f"slices/{digest}.arrow"
-
-
-def test_object(digest: str) -> str:
-    """The test set."""
-    return f"test/{digest}.arrow"
-
-
-def shard_index(digest: str) -> str:
-    """Index of a shard."""
-    return f"index/{digest}.arrow"
-
-
-def initial_weights(digest: str) -> str:
-    """Weights that all shards start from."""
-    return f"initial/{digest}.safetensors"
-
-
-def numbered(folder: str, number: int) -> str:
-    """Object `number` of a numbered series: ledger, heads, certificates or lease."""
-    return f"{folder}/{number:0{DIGITS}d}.json"
-
-
-def report(name: str) -> str:
-    """A report by its file name."""
-    return f"reports/{name}"
-
-
-def resolve_uri(path: str) -> str:
-    """A folder or URI as one absolute URI or path, the same from every process."""
-    if len(urlsplit(path).scheme) > 1 and not path.startswith("file://"):
-        return path.rstrip("/")
-    return str(Path(path.removeprefix("file://")).expanduser().resolve())
-
-
-def join_run(storage_path: str, name: str) -> str:
-    """Where the run `name` lives."""
-    return f"{resolve_uri(storage_path)}/{name}"
+NUM_READERS = 16  # requests to a server at a time
+SMALL, MAX_PIECE = 5 << 20, 4 << 30  # bytes
+PAUSE_S = 0.5  # between two requests to a server that fails
 
 
 class Store:
@@ -96,10 +52,16 @@ class Store:
         self.uri = resolve_uri(uri)
         self.is_local = self.uri.startswith("/")
         self._objects: obstore.store.ObjectStore | None = None
+        self._outage = location.Outage()
+        self._uploaders: dict[int, obstore.store.ObjectStore] = {}
         self._readable()
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
         return (Store, (self.uri,))
+
+    def where(self, path: str) -> str:
+        """An object as messages name it."""
+        return f"{without_options(self.uri)}/{path}"
 
     def find(self, path: str) -> bytes | None:
         """The bytes of an object, or None where there is none."""
@@ -107,13 +69,20 @@ class Store:
         if objects is None:
             return None
         try:
-            return obstore.get(objects, path).bytes().to_bytes()
+            return self._insist("read", path, lambda: obstore.get(objects, path).bytes().to_bytes())
         except FileNotFoundError:
             return None
-        except (BaseError, OSError) as error:
-            raise self._failed("read", path, error) from None
 
-    def get(self, path: str, remedy: str = "Restore it from a backup") -> bytes:
+    def find_all(self, paths: Sequence[str]) -> list[bytes | None]:
+        """The bytes of many objects, in order; from a server several are read at a time."""
+        if self.is_local or len(paths) < 2:
+            return [self.find(path) for path in paths]
+        # The first alone: where nothing can be read, that is found out once and not by each.
+        first = self.find(paths[0])
+        with ThreadPoolExecutor(min(NUM_READERS, len(paths) - 1)) as readers:
+            return [first, *readers.map(self.find, paths[1:])]
+
+    def get(self, path: str, remedy: str = BACKUP) -> bytes:
         """The bytes of an object.
 
         Raises:
@@ -121,24 +90,33 @@ class Store:
         """
         data = self.find(path)
         if data is None:
-            raise StoreError(f"{self.uri}/{path}", "", "is not there", remedy)
+            raise StoreError(self.where(path), "", "is not there", remedy)
         return data
 
     def put(self, path: str, data: bytes) -> None:
         """Writes an object whose name follows from its content, atomically; a second time changes nothing."""
-        try:
-            obstore.put(self._writable(), path, data)
-        except (BaseError, OSError) as error:
-            raise self._failed("write", path, error) from None
+        # In one piece: parts of an upload that was cut short stay with a server, and no listing shows them.
+        multipart = len(data) > MAX_PIECE
+        self._insist("write", path, lambda: obstore.put(self._uploader(len(data)), path, data, use_multipart=multipart))
+        self._sync(path)
 
     def create(self, path: str, data: bytes) -> bool:
-        """Writes an object unless one of that name is there; False then. Of several writers, one gets True."""
-        try:
-            obstore.put(self._writable(), path, data, mode="create")
-        except AlreadyExistsError:
-            return False
-        except (BaseError, OSError) as error:
-            raise self._failed("write", path, error) from None
+        """Writes an object unless one of that name is there; False then. Of several writers, one gets True.
+
+        Where the reply to a write is lost it is written again, and finds itself: equal bytes are this very write.
+        """
+        while True:
+            try:
+                self._insist("write", path, lambda: obstore.put(self._uploader(len(data)), path, data, mode="create"))
+                break
+            except AlreadyExistsError:
+                there = None if self.is_local else self.find(path)
+                if self.is_local or there not in (None, data):
+                    return False
+                if there == data:
+                    break
+                time.sleep(PAUSE_S)  # a server says so too of a write that it has not decided on yet
+        self._sync(path)
         return True
 
     def sizes(self, folder: str) -> dict[str, int]:
@@ -146,35 +124,57 @@ class Store:
         objects = self._readable()
         if objects is None:
             return {}
-        try:
+
+        def collect() -> dict[str, int]:
             batches = obstore.list(objects, folder or None, chunk_size=1000)
             return {entry["path"]: entry["size"] for batch in batches for entry in batch}
+
+        try:
+            return self._insist("list", folder, collect)
         except FileNotFoundError:
             return {}
-        except (BaseError, OSError) as error:
-            raise self._failed("list", folder, error) from None
 
     def delete(self, paths: Iterable[str]) -> None:
-        """Deletes objects; those already gone are no error."""
+        """Deletes objects, in this order; those already gone are no error."""
+        if not self.is_local:
+            doomed = list(paths)
+            if doomed:
+                self._insist("delete", doomed[0], lambda: obstore.delete(self._writable(), doomed))
+            return
         for path in paths:
-            try:
-                obstore.delete(self._writable(), path)
-            except FileNotFoundError:
-                continue
-            except (BaseError, OSError) as error:
-                raise self._failed("delete", path, error) from None
+            with suppress(FileNotFoundError):
+                self._insist("delete", path, partial(obstore.delete, self._writable(), path))
 
     def sweep_unfinished(self) -> None:
         """Removes what processes killed within a put left of samples and weights: local files that no listing shows."""
         if self.is_local:
             for folder in ("slices", "stages"):
                 for path in Path(self.uri, folder).rglob("*#*"):
-                    path.unlink(missing_ok=True)
+                    name = path.relative_to(self.uri).as_posix()
+                    self._insist("delete", name, partial(path.unlink, missing_ok=True))
 
-    def numbers(self, folder: str) -> list[int]:
-        """Numbers of the objects of a numbered series, ascending."""
-        pattern = re.compile(rf"{folder}/(\d+)\.json")
-        return sorted(int(match[1]) for path in self.sizes(folder) if (match := pattern.fullmatch(path)))
+    def numbers(self, folder: str, after: int = 0) -> list[int]:
+        """Numbers, above `after`, of the objects of a numbered series, ascending."""
+        matches = (NUMBERED.fullmatch(name) for name in self._names(folder, after))
+        return sorted(number for match in matches if match and (number := int(match[1])) > after)
+
+    def _names(self, folder: str, after: int) -> Iterable[str]:
+        """Names of files in a folder, those of a number up to `after` possibly left out."""
+        objects = self._readable()
+        if objects is None:
+            return []
+        if self.is_local:
+            try:
+                return self._insist("list", folder, lambda: os.listdir(Path(self.uri, folder)))
+            except FileNotFoundError:
+                return []
+
+        def collect() -> list[str]:
+            offset = f"{folder}/{after:0{DIGITS}d}." if after else None
+            batches = obstore.list(objects, folder, offset=offset, chunk_size=1000)
+            return [entry["path"].removeprefix(f"{folder}/") for batch in batches for entry in batch]
+
+        return self._insist("list", folder, collect)
 
     def stage_files(self) -> dict[str, list[str]]:
         """Paths of all objects of each stage, committed or not, by its key."""
@@ -189,9 +189,10 @@ class Store:
 
     def slice_digests(self) -> set[str]:
         """Digests of the slice objects present."""
-        return {Path(path).stem for path in self.sizes("slices")}
+        stems = {path: Path(path).stem for path in self.sizes("slices")}
+        return {stem for path, stem in stems.items() if path == slice_object(stem)}
 
-    def read(self, path: str, kind: type[Record], remedy: str = "Restore it from a backup") -> Record:
+    def read(self, path: str, kind: type[Record], remedy: str = BACKUP) -> Record:
         """The record of a kind in a JSON object.
 
         Raises:
@@ -208,35 +209,98 @@ class Store:
         """The record of a kind in the bytes of the object `path`.
 
         Raises:
-            StoreError: not a valid record.
+            StoreError: changed since it was written, not a valid record, or that of another object.
         """
         try:
-            return kind.model_validate_json(data)
+            record = kind.model_validate_json(unseal(data))
         except ValidationError as error:
             rule = f"is not a valid {kind.__name__} ({error.error_count()} problem(s): {error.errors()[0]['msg']})"
-            raise StoreError(f"{self.uri}/{path}", "", rule, "Restore it from a backup") from None
+        except ValueError as error:
+            rule = f"is not a valid {kind.__name__}: {error}"
+        else:
+            if record.path in (None, path):
+                return record
+            rule = f"is a {kind.__name__} that belongs at {record.path}: objects were swapped"
+        raise StoreError(self.where(path), "", rule, damaged(path))
 
     def _readable(self) -> obstore.store.ObjectStore | None:
         """None for a local folder that is not there: it holds no object, until this or another process puts one."""
         if self._objects is None:
-            try:
-                self._objects = (
-                    LocalStore(self.uri, automatic_cleanup=True, mkdir=False) if self.is_local else from_url(self.uri)
-                )
-            except (BaseError, ValueError, OSError) as error:
-                if not self.is_local or Path(self.uri).exists():
-                    raise self._failed("open", "", error) from None
+            if not self.is_local:
+                self._objects = open_remote(self.uri)
+            elif Path(self.uri).exists():
+                self._objects = self._open_local(create=False)
         return self._objects
 
     def _writable(self) -> obstore.store.ObjectStore:
         if self._objects is None:
-            try:
-                self._objects = LocalStore(self.uri, automatic_cleanup=True, mkdir=True)
-            except (BaseError, ValueError, OSError) as error:
-                raise self._failed("create", "", error) from None
+            self._objects = self._open_local(create=True)
         return self._objects
 
+    def _uploader(self, size: int) -> obstore.store.ObjectStore:
+        """The objects, with time enough to write so many bytes at a megabyte a second."""
+        if self.is_local or size <= SMALL:
+            return self._writable()
+        seconds = 1 << (size // SMALL).bit_length()
+        if seconds not in self._uploaders:
+            self._uploaders[seconds] = open_remote(self.uri, seconds * SMALL / 1e6)
+        return self._uploaders[seconds]
+
+    def _open_local(self, *, create: bool) -> obstore.store.ObjectStore:
+        try:
+            return open_local(self.uri, create=create)
+        except (BaseError, ValueError, OSError) as error:
+            raise self._failed("open", "", error) from None
+
+    def _insist(self, verb: str, path: str, request: Callable[[], Result]) -> Result:
+        """Makes a request, and again while a server fails for what may be a passing reason.
+
+        The library repeats what surely may be repeated; every request made here may, since objects never change.
+        """
+        if not self.is_local:
+            location.check_not_forked(self.where(""))
+        first = time.monotonic()
+        while True:
+            began = time.monotonic()
+            try:
+                result = request()
+            except (BaseError, OSError) as error:
+                if location.is_answer(error):
+                    self._outage.answered()
+                    raise
+                failure = self._failed(verb, path, error)
+                if self.is_local or not location.may_pass(error, self._outage.has_answered):
+                    raise failure from None
+                away = self._outage.failed(began, f"{failure.field}: {failure.rule}")
+                if max(away, time.monotonic() - first) > location.TIMEOUT_S:
+                    raise failure from None
+            else:
+                self._outage.answered()
+                return result
+            time.sleep(PAUSE_S)
+
+    def _sync(self, path: str) -> None:
+        """Brings a local object and the folders that name it to the disk: what is acknowledged survives a power cut."""
+        if self.is_local:
+            file = Path(self.uri, path)
+            for place in (file, file.parent, file.parent.parent):
+                with suppress(FileNotFoundError):  # removed meanwhile, by whoever swept it
+                    self._insist("write", path, partial(_sync, place))
+
     def _failed(self, verb: str, path: str, error: Exception) -> StoreError:
-        where = f"{self.uri}/{path}" if path else self.uri
-        reason = str(error).partition("\n")[0]  # the rest is the library's own trace
-        return StoreError(where, "", f"cannot {verb} it: {reason}", "Check the path, its permissions and its server")
+        where = self.where(path) if path else without_options(self.uri)
+        return StoreError(where, "", f"cannot {verb} it: {location.reason(error)}", location.remedy(error))
+
+
+def _sync(place: Path) -> None:
+    handle = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+if "RAY_SISA_CRASH_AT" in os.environ:
+    from ray_sisa import crash
+
+    crash.arm(Store, kind_of)

@@ -1,10 +1,12 @@
 """Training one stage and running a network: pure functions of weights, arrays, recipe and device.
 
-The hot path. It never opens a store, never imports ray, and nothing outlives a stage but its weights.
+The hot path. It never opens a store, never imports ray, and nothing outlives a stage but its weights. A stage can be
+left and taken up again at any step, by way of a `Partial`.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Generator, Iterator, Mapping
@@ -18,10 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ray_sisa import models, weights
-from ray_sisa.augment import Batches, Normalise
+from ray_sisa.augment import Batches, Normalise, num_batches
 from ray_sisa.config import OptimizerConfig, Recipe, TrainingRecipe
 from ray_sisa.digests import derive_seed
 from ray_sisa.records import EpochMetrics
+from ray_sisa.snapshot import Due, Live, Partial, Position, check_position, cuda_devices
 
 Weights = dict[str, Tensor]
 Item = TypeVar("Item")
@@ -61,8 +64,12 @@ def train_stage(
     device: str = "cpu",
     test: LabelledImages | None = None,
     test_every_epoch: bool = False,
-) -> Generator[EpochMetrics, None, Weights]:
+    resume: Partial | None = None,
+    due: Due | None = None,
+) -> Generator[EpochMetrics | Position | Partial, None, Weights]:
     """Trains a stage: yields the metrics of each epoch, returns the weights (on the CPU, float32).
+
+    Whatever is yielded besides, and wherever the stage was resumed, the weights and metrics are the same to the bit.
 
     Args:
         start: weights of the parent stage.
@@ -73,28 +80,54 @@ def train_stage(
         device: `cpu` or a CUDA device.
         test: measured after the last epoch, if given; changes no weights.
         test_every_epoch: measure it after every epoch.
+        resume: state to go on from; the epochs that it has behind it are not yielded again.
+        due: asked between any two steps; a `Position` or a `Partial` is yielded where it says so.
+
+    Raises:
+        TrainingError: `resume` is no state of this stage.
     """
     with _reproducible(training, device):
         model = load_network(training, start, device)
         batches = Batches(_tensor(samples.images), _tensor(samples.labels), training, device)
         optimizer = make_optimizer(model, training.recipe.optimizer)
         rates = [group["lr"] for group in optimizer.param_groups]
-        total_steps = epochs * len(batches)
-        for epoch in range(epochs):
-            # For dropout and the like; each epoch anew, since whoever takes the metrics may draw in between.
-            torch.manual_seed(derive_seed(key, f"network-{epoch}"))
-            totals = torch.zeros(2, dtype=torch.float64, device=device)
-            for step, (images, labels) in enumerate(batches.epoch(key, epoch), start=epoch * len(batches)):
-                factor = rate_factor(training.recipe, step, total_steps)
+        live = Live(model, optimizer, training.recipe.optimizer, device)
+        place = functools.partial(Position, num_batches=len(batches))
+        at = place(epoch=0, batch=0)
+        if resume is not None:
+            at = check_position(resume.position, epochs, len(batches))
+            live.restore(resume)
+            resume = None  # as large as all of the state that is on the device now
+        for epoch in range(at.epoch, epochs):
+            first = at.batch if epoch == at.epoch else 0
+            if first == 0:
+                # For dropout and the like; each epoch anew, since whoever takes the metrics may draw in between.
+                torch.manual_seed(derive_seed(key, f"network-{epoch}"))
+                live.totals.zero_()
+            if due is not None and epoch > at.epoch:
+                yield from live.pause(due, place(epoch=epoch, batch=0))
+            for batch, (images, labels) in enumerate(batches.epoch(key, epoch, first), start=first):
+                factor = rate_factor(training.recipe, epoch * len(batches) + batch, epochs * len(batches))
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * factor
-                logits, loss = _step(model, optimizer, images, labels, training.recipe)
-                with torch.no_grad():
-                    totals[0] += loss.detach() * len(labels)
-                    totals[1] += (logits.argmax(1) == labels).sum()
-            due = test if test_every_epoch or epoch == epochs - 1 else None
-            yield _measure(epoch, totals / batches.num_rows, model, training, due, device)
+                _step(live, images, labels, training.recipe)
+                if due is not None and batch + 1 < len(batches):
+                    yield from live.pause(due, place(epoch=epoch, batch=batch + 1))
+            measured = test if test_every_epoch or epoch == epochs - 1 else None
+            yield _measure(epoch, live.totals / batches.num_rows, model, training, measured, device)
         return _state(model)
+
+
+def check_partial(partial: Partial, *, training: TrainingRecipe, num_samples: int, epochs: int, device: str) -> None:
+    """Passes if a stage of this recipe, over so many samples and epochs, can go on from `partial`.
+
+    Raises:
+        TrainingError: it cannot: a place that it never comes to, or other tensors than it has.
+    """
+    check_position(partial.position, epochs, num_batches(num_samples, training))
+    with torch.random.fork_rng(devices=cuda_devices(device)):
+        model, config = models.build(training), training.recipe.optimizer
+        Live(model, make_optimizer(model, config), config, device).restore(partial)
 
 
 def predict_log_probabilities(
@@ -157,17 +190,17 @@ def _cosine(start: float, end: float, done: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * done)) / 2
 
 
-def _step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, recipe: Recipe
-) -> tuple[Tensor, Tensor]:
+def _step(live: Live, images: Tensor, labels: Tensor, recipe: Recipe) -> None:
     with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-        logits = model(images)
+        logits = live.model(images)
     logits = logits.float()
     loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
-    optimizer.zero_grad(set_to_none=True)
+    live.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    return logits, loss
+    live.optimizer.step()
+    with torch.no_grad():
+        live.totals[0] += loss.detach() * len(labels)
+        live.totals[1] += (logits.argmax(1) == labels).sum()
 
 
 def _measure(
@@ -229,8 +262,7 @@ def _reproducible(training: TrainingRecipe, device: str) -> Iterator[None]:
     memory: Any = torch.utils.deterministic
     fill = memory.fill_uninitialized_memory
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts; without it cuBLAS may vary
-    cuda = [torch.device(device)] if device.startswith("cuda") else []
-    with torch.random.fork_rng(devices=cuda):
+    with torch.random.fork_rng(devices=cuda_devices(device)):
         try:
             torch.set_num_threads(training.recipe.threads)
             torch.use_deterministic_algorithms(True)

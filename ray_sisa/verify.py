@@ -15,6 +15,7 @@ from ray_sisa.engine.runner import OpenRunner, device_of
 from ray_sisa.errors import StoreError
 from ray_sisa.heads import in_force, latest_head
 from ray_sisa.index import SliceSummary
+from ray_sisa.layout import slice_object, stage_record
 from ray_sisa.ledger import Ledger, read_ledger
 from ray_sisa.lineage import Chain, Stage, make_chain, recipe_digest
 from ray_sisa.live import LiveSet
@@ -22,7 +23,7 @@ from ray_sisa.records import RunRecord, StageRecord
 from ray_sisa.samples import Samples, concatenate
 from ray_sisa.slices import digest_of_slice, slice_from_bytes
 from ray_sisa.stages import environment_of, load_initial, load_stage
-from ray_sisa.store import Store, slice_object, stage_record
+from ray_sisa.store import Store
 from ray_sisa.training import LabelledImages, Weights, initial_state, to_end, train_stage
 
 

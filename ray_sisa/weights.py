@@ -5,6 +5,7 @@ No code in a file is ever run: pickles are read as plain tensors or refused. Not
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,15 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ray_sisa import models
+from ray_sisa import models, torch_files
 from ray_sisa.errors import ConfigError, StoreError
 
 _FIELD = "recipe.weights"
 _NUM_NAMED = 5
 # Beside its own error, the parser lets out what unknown types (KeyError) and absurd shapes (the others) raise.
-_PARSE_ERRORS = (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, AssertionError)
+_PARSE_ERRORS = (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, AssertionError, OverflowError)
+_MAX_HEADER = 1 << 24
+_MAX_TENSORS = 20_000
 
 
 def read(path: str) -> dict[str, Tensor]:
@@ -32,9 +35,15 @@ def read(path: str) -> dict[str, Tensor]:
         ConfigError: a file that is absent, of another kind, without tensors, or that holds more than plain values.
     """
     content = _load(Path(path))
-    tensors = {str(name): value.detach() for name, value in _entries(content).items() if isinstance(value, Tensor)}
+    tensors = {str(name): value for name, value in _entries(content).items() if isinstance(value, Tensor)}
     if not tensors:
         raise ConfigError(_FIELD, path, "holds no tensors", "Save the state_dict of the network")
+    try:
+        torch_files.check_sizes(tensors.values(), Path(path).stat().st_size)
+    except ValueError as error:
+        raise _not_plain(path, error) from None
+    # Copied, for the strides of a file may be any where an axis has one element.
+    tensors = {name: _copy(tensor) for name, tensor in tensors.items()}
     if all(name.startswith("module.") for name in tensors):
         return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     return tensors
@@ -73,7 +82,7 @@ def from_bytes(data: bytes) -> dict[str, Tensor]:
         StoreError: bytes that are not valid safetensors.
     """
     try:
-        return safetensors.torch.load(data)
+        return _parse(data)
     except _PARSE_ERRORS as error:
         remedy = "The object is damaged; remove its stage and it is made again"
         raise StoreError("weights", f"{len(data)} bytes", _invalid(error), remedy) from None
@@ -86,6 +95,8 @@ def _load(path: Path) -> Any:
         rule = f"has the unknown ending {path.suffix!r}"
         raise ConfigError(_FIELD, str(path), rule, f"Give a file that ends in {', '.join(readers)}")
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # a device or pipe may never end
+            raise ConfigError(_FIELD, str(path), "is no regular file", "Copy it into one")
         return reader(path)
     except OSError as error:
         raise ConfigError(_FIELD, str(path), f"cannot be read: {error.strerror or error}", "Check the path") from None
@@ -93,26 +104,51 @@ def _load(path: Path) -> Any:
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        return safetensors.torch.load(path.read_bytes())
+        return _parse(path.read_bytes())
     except _PARSE_ERRORS as error:
         raise ConfigError(_FIELD, str(path), _invalid(error), "Fetch the file again") from None
 
 
+def _parse(data: bytes) -> dict[str, Tensor]:
+    _check_header(data)
+    return safetensors.torch.load(data)
+
+
+def _check_header(data: bytes) -> None:
+    """What the parser does not ask of a header: that it is short, and that no name stands in it twice.
+
+    The parser holds a header many times over, and takes the last of two tensors of one name.
+    """
+    size = int.from_bytes(data[:8], "little")
+    if size > min(_MAX_HEADER, len(data) - 8):
+        raise ValueError(f"its header declares {size} bytes of {len(data)}")
+    entries = json.loads(data[8 : 8 + size], object_pairs_hook=_without_repetition)
+    if len(entries) > _MAX_TENSORS:
+        raise ValueError(f"it names {len(entries)} tensors")
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        raise ValueError("a name stands twice in its header")
+    return entries
+
+
 def _invalid(error: Exception) -> str:
-    reason = str(error).partition("\n")[0]  # torch appends a stack of its own
+    reason = str(error).partition("\n")[0][:200]  # torch appends a stack of its own
     return f"is not valid safetensors ({type(error).__name__}: {reason})"
 
 
 def _load_pickle(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # damaged pickles raise errors of a dozen kinds
-        # torch's own message is left out: it advises loading with code execution allowed.
-        rule = f"is not a file of plain tensors (torch raised {type(error).__name__})"
-        remedy = "Save model.state_dict() with torch.save, or use .safetensors"
-        raise ConfigError(_FIELD, str(path), rule, remedy) from None
+        return torch_files.load(path)
+    except ValueError as error:
+        raise _not_plain(str(path), error) from None
+
+
+def _not_plain(path: str, error: ValueError) -> ConfigError:
+    rule = f"is not a file of plain tensors: {error}"
+    return ConfigError(_FIELD, path, rule, "Save model.state_dict() with torch.save, or use .safetensors")
 
 
 def _entries(content: Any) -> Mapping[str, Any]:

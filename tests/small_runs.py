@@ -16,10 +16,10 @@ from torch import nn
 
 from ray_sisa.config import RunConfig, make_config
 from ray_sisa.data import Dataset
+from ray_sisa.layout import stage_weights
 from ray_sisa.run import Run
 from ray_sisa.samples import Samples, make_samples
 from ray_sisa.stages import load_stage
-from ray_sisa.store import stage_weights
 
 NUM_SAMPLES, NUM_TEST_SAMPLES, SAMPLES_A_SUBJECT = 240, 60, 3
 COLUMNS = {"id": "id", "subject": "person", "image": "img", "label": "label"}

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from ray_sisa.engine.driver import TICK_S
 from ray_sisa.engine.runner import Item, Result
 from ray_sisa.engine.work import ChainEnded, ChainWork, Event
 from ray_sisa.engine.worker import train_chain
@@ -27,10 +28,11 @@ class LocalRunner:
 
     def start(self, work: ChainWork) -> None:
         """Makes ready; the work is done in `poll`."""
-        self._shard, self._events = work.shard, train_chain(work)
+        # Within an epoch too the loop comes to its turn: to keep the lease, and to drop a chain that became tainted.
+        self._shard, self._events = work.shard, train_chain(work, tell_every_s=TICK_S)
 
     def poll(self, timeout_s: float) -> list[Event]:
-        """Works until the next event, however long that takes."""
+        """Works until the next event: within a stage, until the batch is done that runs when `TICK_S` is over."""
         if self._events is None:
             return []
         try:

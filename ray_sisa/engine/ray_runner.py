@@ -9,26 +9,34 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+import os
 import re
 import time
+import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray._private.state import state
 from ray.actor import ActorHandle
 from ray.autoscaler.sdk import request_resources
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import AuthenticationError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from ray_sisa.config import Scaling
-from ray_sisa.engine.driver import TICK_S, Decision, check_progress, decide
-from ray_sisa.engine.runner import Item, Result
-from ray_sisa.engine.work import ChainEnded, ChainWork, Ending, EpochDone, Event, StageDone
+from ray_sisa.engine.driver import TICK_S, Decision, allowed, check_progress, decide
+from ray_sisa.engine.losses import killed_for_memory, lost
+from ray_sisa.engine.runner import Item, Placed, Result
+from ray_sisa.engine.work import ChainEnded, ChainWork, Ending, Event
 from ray_sisa.errors import ResourcesError, TrainingError
 
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # Ray's, in tracebacks
 NODE_GROUP = "ray.io/node-group"  # label of the nodes of `ray up` (Ray >= 2.50) and of KubeRay (>= 1.1)
+NOTICES_S = 5.0  # how often nodes are asked whether they are about to be taken away
 FOUND_BY_NODES = ("memory", "accelerator_type:")  # what a node offers without being told to
+
+logger = logging.getLogger(__name__)
 
 
 class ShardWorker:
@@ -44,15 +52,53 @@ class ShardWorker:
     def __repr__(self) -> str:
         return "ShardWorker"
 
-    def train(self, work: ChainWork) -> Iterator[EpochDone | StageDone]:
-        """Trains a chain, streaming its events."""
-        from ray_sisa.engine.worker import train_chain  # torch: here, and not in the driver
+    def train(self, work: ChainWork) -> Iterator[Event | Placed]:
+        """Trains a chain: where, then its events, the last of them a `ChainEnded`."""
+        yield _here(work.shard)
+        try:
+            from ray_sisa.engine.worker import train_chain  # torch: here, and not in the driver
 
-        yield from train_chain(work)
+            yield from train_chain(work)
+            yield ChainEnded(shard=work.shard, ending="finished")
+        except (Exception, SystemExit):
+            # As text: Ray leaves lines out of a traceback, and cannot carry every exception.
+            yield ChainEnded(shard=work.shard, ending="application", message=traceback.format_exc())
 
-    def call(self, function: Callable[[Any, Item], Result], shared: Any, item: Item) -> Result:
-        """`function(shared, item)`."""
-        return function(shared, item)
+    def call(
+        self, function: Callable[[Any, Item], Result], shared: Any, number: int, item: Item
+    ) -> Iterator[Placed | Result]:
+        """Where, then `function(shared, item)`."""
+        yield _here(number)
+        yield function(shared, item)
+
+
+@dataclass(kw_only=True, slots=True)
+class _Worker:
+    actor: ActorHandle[Any]
+    place: Placed | None = None
+    """None until it has taken something up."""
+
+
+@dataclass(kw_only=True, slots=True)
+class _Flight:
+    """What a worker was given: the chain of a shard, or a mapped item."""
+
+    number: int
+    worker: _Worker
+    work: ChainWork | None = None
+    taken_up: bool = False
+
+    def take_up(self, place: Placed) -> None:
+        self.worker.place, self.taken_up = place, True
+
+    @property
+    def place(self) -> Placed | None:
+        return self.worker.place if self.taken_up else None
+
+    @property
+    def found_gone(self) -> bool:
+        """Of a failed one: whether its worker died in idleness, before, for which nobody is to be charged."""
+        return self.worker.place is not None and not self.taken_up
 
 
 class RayRunner:
@@ -61,11 +107,11 @@ class RayRunner:
     def __init__(self, scaling: Scaling) -> None:
         self._started_ray = not ray.is_initialized()
         if self._started_ray:
-            # Workers' prints would land on the driver's standard output, which belongs to --json.
-            ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.WARNING)
+            _join()
         self._scaling = scaling
-        self._idle: list[ActorHandle[Any]] = []
-        self._flights: dict[ray.ObjectRefGenerator, tuple[int, ActorHandle[Any]]] = {}
+        self._idle: list[_Worker] = []
+        self._flights: dict[ray.ObjectRefGenerator, _Flight] = {}
+        self._leaving, self._looked_at = set[str](), -math.inf
         self._autoscales = _autoscales()
         try:
             self.demand(0)  # that of a driver that was killed outlives it
@@ -76,13 +122,13 @@ class RayRunner:
 
     def capacity(self) -> int:
         """As many workers as the nodes hold, up to `max_concurrent_shards`."""
-        fit = sum(self._fit(node) for node in _nodes())
+        fit = sum(self._fit(node) for node in _nodes() if node["NodeID"] not in self._leaving)
         return max(1, min(fit, self._scaling.max_concurrent_shards or fit))
 
     def start(self, work: ChainWork) -> None:
         """Hands the chain to an idle actor, or to a new one."""
-        actor = self._idle_actor()
-        self._flights[actor.train.remote(work)] = (work.shard, actor)
+        worker = self._idle_worker()
+        self._flights[worker.actor.train.remote(work)] = _Flight(number=work.shard, worker=worker, work=work)
         self._idle.pop()
 
     def demand(self, num_chains: int) -> None:
@@ -91,91 +137,88 @@ class RayRunner:
             wanted = min(num_chains, self._scaling.max_concurrent_shards or num_chains)
             _request(self._asked, self._scaling.label_selector, wanted)
 
-    def poll(self, timeout_s: float) -> list[Event]:
+    def poll(self, timeout_s: float) -> list[Event | Placed]:
         """The next event of each chain that has one."""
+        self._look_for_notices()
         if not self._flights:
             return []
         return [event for flight in _wait(list(self._flights), timeout_s) if (event := self._next(flight))]
 
     def stop(self, shard: int) -> None:
         """Kills the actor of a shard: what runs in it is of no use any more."""
-        for flight, (other, actor) in list(self._flights.items()):
-            if other == shard:
-                del self._flights[flight]
-                ray.kill(actor)
+        for stream, flight in list(self._flights.items()):
+            if flight.number == shard:
+                del self._flights[stream]
+                ray.kill(flight.worker.actor)
 
     def map(self, function: Callable[[Any, Item], Result], shared: Any, items: Sequence[Item]) -> list[Result]:
         """Spreads the items over actors, as many as there is room for by then; `shared` is sent once."""
-        reference = ray.put(shared)
         self.demand(len(items))
-        waiting, results, failures = deque(range(len(items))), dict[int, Result](), Counter[int]()
-        calls: dict[ray.ObjectRef[Any], tuple[int, ActorHandle[Any]]] = {}
-        moved_at = time.monotonic()
+        mapping = _Mapping(self, function, shared, items)
         try:
-            while len(results) < len(items):
-                while waiting and len(calls) < self.capacity():
-                    number, actor = waiting.popleft(), self._idle_actor()
-                    calls[actor.call.remote(function, reference, items[number])] = (number, actor)
-                    self._idle.pop()
-                for call in _wait(list(calls), TICK_S):
-                    number, actor = calls.pop(call)
-                    moved_at = time.monotonic()
-                    try:
-                        results[number] = ray.get(call)
-                        self._idle.append(actor)
-                    except RayError as error:
-                        self._take_failure(error, actor, number, failures)
-                        waiting.append(number)
-                if any(self._fit(node) for node in _nodes()):
-                    moved_at = time.monotonic()  # there is room, so they run, however long: they tell of nothing
-                check_progress(moved_at, self._scaling, "items", [number for number, _ in calls.values()])
+            while not mapping.done:
+                mapping.turn()
         finally:
-            for _, actor in calls.values():
-                ray.kill(actor)
-        return [results[number] for number in range(len(items))]
-
-    def _take_failure(self, error: RayError, actor: ActorHandle[Any], number: int, failures: Counter[int]) -> None:
-        """Returns if the item is to be tried again."""
-        if isinstance(error, RayTaskError):
-            self._idle.append(actor)
-            raise error.cause from error
-        ray.kill(actor)
-        ending = _ending(error)
-        failures[number] += ending == "worker"
-        if decide(ending, failures[number], self._scaling.max_failures) is Decision.GIVE_UP:
-            rule = f"was lost {failures[number]} times: {error}"
-            raise TrainingError("worker", f"item {number}", rule, "Run the command again") from error
+            mapping.stop_all()
+        return [mapping.results[number] for number in range(len(items))]
 
     def close(self) -> None:
         """Kills the actors, takes back the demand, and ends the Ray that this runner started."""
-        for actor in [*self._idle, *(actor for _, actor in self._flights.values())]:
-            ray.kill(actor)
+        for worker in [*self._idle, *(flight.worker for flight in self._flights.values())]:
+            ray.kill(worker.actor)
         self._idle, self._flights = [], {}
         self.demand(0)
         if self._started_ray:
             ray.shutdown()
 
-    def _next(self, flight: ray.ObjectRefGenerator) -> Event | None:
-        shard, actor = self._flights[flight]
+    def _next(self, stream: ray.ObjectRefGenerator) -> Event | Placed | None:
+        flight = self._flights[stream]
         try:
-            event: Event = ray.get(next(flight))
-            return event
-        except StopIteration:
-            self._idle.append(actor)
-            ended = ChainEnded(shard=shard, ending="finished")
-        except RayTaskError as error:
-            self._idle.append(actor)  # the process lives: only what it ran failed
-            ended = ChainEnded(shard=shard, ending="application", message=COLOURS.sub("", str(error)))
+            event: Event | Placed = ray.get(next(stream))
+        except RayTaskError as error:  # before it trained: what was sent cannot be read there, say
+            event = ChainEnded(shard=flight.number, ending="application", message=COLOURS.sub("", str(error)))
         except RayError as error:
-            ray.kill(actor)  # it may be out of reach rather than dead: no two may train on
-            ended = ChainEnded(shard=shard, ending=_ending(error), message=str(error))
-        del self._flights[flight]
-        return ended
+            return self._lose(stream, error)
+        if isinstance(event, Placed):
+            flight.take_up(event)
+        elif isinstance(event, ChainEnded):
+            self._idle.append(self._flights.pop(stream).worker)  # after an error too: the process lives
+        return event
 
-    def _idle_actor(self) -> ActorHandle[Any]:
+    def _lose(self, stream: ray.ObjectRefGenerator, error: RayError) -> ChainEnded | None:
+        flight = self._flights.pop(stream)
+        ray.kill(flight.worker.actor)  # it may be out of reach rather than dead: no two may train on
+        if flight.found_gone and flight.work is not None:
+            self.start(flight.work)
+            return None
+        ending, message = self._explain(error, flight)
+        return ChainEnded(shard=flight.number, ending=ending, message=message)
+
+    def _explain(self, error: RayError, flight: _Flight) -> tuple[Ending, str]:
+        """The kind of a loss and its cause in words."""
+        process = str(flight.place or "")
+        if isinstance(error, OutOfMemoryError):
+            return "worker", killed_for_memory(str(error), process, flight.place.pid if flight.place else 0)
+        # Ray tells of a preemption once it knows the node to be dead: some time after it lost sight of the worker.
+        self._look_for_notices(at_once=True)
+        told = isinstance(error, RayActorError) and error.preempted
+        preempted = told or (flight.place is not None and flight.place.node_id in self._leaving)
+        return "preemption" if preempted else "worker", lost(str(error), process, preempted)
+
+    def _look_for_notices(self, at_once: bool = False) -> None:
+        """Remembers which nodes are about to be taken away: once they are dead, Ray no longer says so of all."""
+        if at_once or time.monotonic() - self._looked_at > NOTICES_S:
+            self._leaving |= state.get_draining_nodes().keys()
+            self._looked_at = time.monotonic()
+
+    def _idle_worker(self) -> _Worker:
         """The last of the idle; it stays among them until it has work, so that an error before that loses none."""
+        leaving = [worker for worker in self._idle if worker.place and worker.place.node_id in self._leaving]
+        for worker in leaving:
+            self._idle.remove(worker)
+            ray.kill(worker.actor)
         if not self._idle:
-            self._idle.append(self._new_actor())
+            self._idle.append(_Worker(actor=self._new_actor()))
         return self._idle[-1]
 
     def _new_actor(self) -> ActorHandle[Any]:
@@ -221,6 +264,75 @@ class RayRunner:
         return min((math.floor(held.get(name, 0) / amount + 1e-9) for name, amount in self._asked.items()), default=1)
 
 
+class _Mapping:
+    """A function on its way over some items."""
+
+    def __init__(self, runner: RayRunner, function: Callable[..., Any], shared: Any, items: Sequence[Any]) -> None:
+        self._runner, self._function, self._shared, self._items = runner, function, ray.put(shared), items
+        self._waiting, self._failures = deque(range(len(items))), Counter[tuple[int, Ending]]()
+        self._calls: dict[ray.ObjectRefGenerator, _Flight] = {}
+        self._moved_at = time.monotonic()
+        self.results: dict[int, Any] = {}
+
+    @property
+    def done(self) -> bool:
+        return len(self.results) == len(self._items)
+
+    def turn(self) -> None:
+        while self._waiting and len(self._calls) < self._runner.capacity():
+            self._hand_out(self._waiting.popleft())
+        for stream in _wait(list(self._calls), TICK_S):
+            self._moved_at = time.monotonic()
+            self._take(stream)
+        self._runner._look_for_notices()
+        if any(flight.taken_up for flight in self._calls.values()):
+            self._moved_at = time.monotonic()  # they run, however long: they tell of nothing
+        places = {flight.number: flight.place for flight in self._calls.values()}
+        check_progress(self._moved_at, self._runner._scaling, "items", places)
+
+    def stop_all(self) -> None:
+        for flight in self._calls.values():
+            ray.kill(flight.worker.actor)
+
+    def _hand_out(self, number: int) -> None:
+        worker = self._runner._idle_worker()
+        call: Any = worker.actor.call
+        stream = call.remote(self._function, self._shared, number, self._items[number])
+        self._calls[stream] = _Flight(number=number, worker=worker)
+        self._runner._idle.pop()
+
+    def _take(self, stream: ray.ObjectRefGenerator) -> None:
+        flight = self._calls[stream]
+        try:
+            told = ray.get(next(stream))
+        except RayError as error:
+            del self._calls[stream]
+            self._fail(error, flight)
+            self._waiting.append(flight.number)
+            return
+        if isinstance(told, Placed):
+            flight.take_up(told)
+        else:
+            self.results[flight.number] = told
+            self._runner._idle.append(self._calls.pop(stream).worker)
+
+    def _fail(self, error: RayError, flight: _Flight) -> None:
+        """Returns if the item is to be tried again."""
+        if isinstance(error, RayTaskError):
+            self._runner._idle.append(flight.worker)
+            raise error.cause from error
+        ray.kill(flight.worker.actor)
+        if flight.found_gone:
+            return
+        ending, message = self._runner._explain(error, flight)
+        self._failures[flight.number, ending] += 1
+        number, limit = self._failures[flight.number, ending], allowed(ending, self._runner._scaling)
+        if decide(ending, number, limit) is Decision.GIVE_UP:
+            rule = f"was lost {number} times ({ending}), where {limit} are allowed: {message}"
+            raise TrainingError("worker", f"item {flight.number}", rule, "Run the command again") from error
+        logger.warning("item %d: %s failure %d: %s", flight.number, ending, number, message.partition("\n")[0])
+
+
 def _wait(references: list[Any], timeout_s: float) -> list[Any]:
     """All that are ready, having waited for the first of them."""
     ready, _ = ray.wait(references, num_returns=1, timeout=timeout_s)
@@ -229,8 +341,21 @@ def _wait(references: list[Any], timeout_s: float) -> list[Any]:
     return ready
 
 
-def _ending(error: RayError) -> Ending:
-    return "preemption" if isinstance(error, RayActorError) and error.preempted else "worker"
+def _join() -> None:
+    try:
+        # Workers' prints would land on the driver's standard output, which belongs to --json.
+        ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.WARNING)
+    except (ConnectionError, RuntimeError, AuthenticationError) as error:
+        remedy = "Check that it runs there and, if it wants a token, RAY_AUTH_MODE and RAY_AUTH_TOKEN"
+        rule = f"cannot be joined: {error}"
+        raise ResourcesError("RAY_ADDRESS", os.environ.get("RAY_ADDRESS", ""), rule, remedy) from error
+
+
+def _here(number: int) -> Placed:
+    """This process."""
+    node: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    node_id = ray.get_runtime_context().get_node_id()
+    return Placed(number=number, node=node, node_id=node_id, pid=os.getpid())
 
 
 def _satisfies(label: str | None, rule: str) -> bool:
@@ -254,8 +379,6 @@ def _nodes() -> list[dict[str, Any]]:
 
 def _autoscaler_maximum() -> dict[str, int] | None:
     """What the autoscaler may grow the cluster to, by resource, or None where none has said so."""
-    from ray._private.state import state
-
     maximum: dict[str, int] | None = state.get_max_resources_from_cluster_config()
     return maximum
 

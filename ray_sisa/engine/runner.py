@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 from ray_sisa.config import Scaling
@@ -15,6 +16,21 @@ from ray_sisa.engine.work import ChainWork, Event
 RunnerName = Literal["ray", "local"]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placed:
+    """A worker elsewhere took up a chain, or a mapped item."""
+
+    number: int
+    """Of the shard, or of the item."""
+    node: str
+    """IP address."""
+    node_id: str
+    pid: int
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on node {self.node}"
 
 
 class Runner(Protocol):
@@ -29,7 +45,7 @@ class Runner(Protocol):
     def start(self, work: ChainWork) -> None:
         """Starts a chain; its events come from `poll`, the last of them a `ChainEnded`."""
 
-    def poll(self, timeout_s: float) -> list[Event]:
+    def poll(self, timeout_s: float) -> Sequence[Event | Placed]:
         """What happened, waiting up to `timeout_s` for something."""
 
     def stop(self, shard: int) -> None:
@@ -40,7 +56,7 @@ class Runner(Protocol):
 
         Raises:
             Exception: what the function raised, as it was raised.
-            TrainingError: the workers of one item were lost too often, or there was no room for any for too long.
+            TrainingError: the workers of one item were lost too often, or none was to be had for too long.
         """
 
     def close(self) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from ray_sisa.config import CheckpointEvery
 from ray_sisa.lineage import Chain, Stage
-from ray_sisa.records import EpochMetrics, StageRecord
+from ray_sisa.records import EpochMetrics, LeaseRecord, StageRecord
 from ray_sisa.store import Store
 
 
@@ -20,6 +21,10 @@ class ChainWork:
     device: str
     ledger: int
     """Number of the last request that the chain respects."""
+    lease: LeaseRecord
+    """What the driver holds the run by; a store that does not know of it is not the driver's."""
+    checkpoint_every: CheckpointEvery | None = None
+    """How often the state inside a stage is saved; None for never."""
     test_during_training: Literal["epoch", "stage", "never"] = "stage"
 
     @property
@@ -34,14 +39,21 @@ class ChainWork:
 
     def without(self, key: str) -> ChainWork:
         """What is left once the stage `key` is committed."""
-        return ChainWork(
-            store=self.store,
-            chain=self.chain,
-            missing=self.missing - {key},
-            device=self.device,
-            ledger=self.ledger,
-            test_during_training=self.test_during_training,
-        )
+        return replace(self, missing=self.missing - {key})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageUnderway:
+    """A stage is between two of its steps: it took up a saved state there, passes by, or saved its state."""
+
+    stage: Stage
+    what: Literal["resumed", "passing", "saved"]
+    epoch: int
+    """Epochs that have ended."""
+    batch: int
+    """Batches done of the epoch after them."""
+    num_batches: int
+    """Batches of an epoch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,4 +87,5 @@ class ChainEnded:
     """Of a failure, with its traceback."""
 
 
-Event = EpochDone | StageDone | ChainEnded
+WorkerEvent = StageUnderway | EpochDone | StageDone
+Event = WorkerEvent | ChainEnded

@@ -5,31 +5,47 @@ It reads its own shard's slices and nothing else. No ray here.
 
 from __future__ import annotations
 
+import functools
+import logging
+import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from typing import Literal
 
-from ray_sisa.engine.work import ChainWork, EpochDone, StageDone
-from ray_sisa.ledger import FOLDER as LEDGER
+from ray_sisa import partials
+from ray_sisa.config import CheckpointEvery
+from ray_sisa.engine.work import ChainWork, EpochDone, StageDone, StageUnderway, WorkerEvent
+from ray_sisa.errors import StoreError
+from ray_sisa.layout import LEDGER, RUN, numbered
+from ray_sisa.lease import is_held
 from ray_sisa.ledger import read_ledger
 from ray_sisa.lineage import Stage
-from ray_sisa.records import EpochMetrics, RunRecord
+from ray_sisa.records import EpochMetrics, RunRecord, StageRecord
 from ray_sisa.samples import Samples, concatenate
 from ray_sisa.slices import read_slice, read_test
+from ray_sisa.snapshot import Partial, Position
 from ray_sisa.stages import commit_stage, environment_of, load_initial, load_stage
-from ray_sisa.store import RUN, Store, numbered
-from ray_sisa.training import LabelledImages, Weights, initial_state, train_stage
+from ray_sisa.store import Store
+from ray_sisa.training import LabelledImages, Weights, check_partial, initial_state, train_stage
 
 UNREACHABLE = "storage_path must be reachable from every node: use an object store or a folder that all of them mount"
+TELL_EVERY_S = 10.0  # within a stage; the driver of a large cluster hears all workers
+
+logger = logging.getLogger(__name__)
 
 
-def train_chain(work: ChainWork) -> Iterator[EpochDone | StageDone]:
+def train_chain(work: ChainWork, tell_every_s: float = TELL_EVERY_S) -> Iterator[WorkerEvent]:
     """Trains and commits the missing stages of a chain, telling of each epoch and each commit.
 
-    Ends early, without an error, once the ledger has a request that touches the shard: what it was making is tainted.
+    Within a stage it goes on from the state that was saved there, if any, and tells of itself every `tell_every_s`.
+    Ends early, without an error, once the ledger has a request that touches the shard, since what it was making is
+    tainted, and once another driver holds the run.
 
     Raises:
-        StoreError: a slice or a parent is absent or changed.
+        StoreError: a slice or a parent is absent or changed, or the store is not the driver's.
     """
+    if not is_held(work.store, work.lease):
+        return
     run = work.store.read(RUN, RunRecord, UNREACHABLE)
     wanted = run.test_digest if work.test_during_training != "never" else None
     test = _arrays(read_test(work.store, wanted)) if wanted else None
@@ -41,7 +57,8 @@ def train_chain(work: ChainWork) -> Iterator[EpochDone | StageDone]:
             continue
         start = weights if weights is not None else _start(work, run, position)
         parts += [read_slice(work.store, s.slice_digest) for s in work.chain.stages[len(parts) : position + 1]]
-        weights = yield from _train_and_commit(work, run, stage, start, concatenate(parts), test)
+        attempt = _Attempt(work, run, stage)
+        weights = yield from attempt.train(start, _arrays(concatenate(parts)), test, tell_every_s)
         if weights is None:
             return
 
@@ -54,43 +71,142 @@ def _start(work: ChainWork, run: RunRecord, position: int) -> Weights:
     return initial_state(run.training, work.chain.initial, public)
 
 
-def _train_and_commit(
-    work: ChainWork, run: RunRecord, stage: Stage, start: Weights, samples: Samples, test: LabelledImages | None
-) -> Generator[EpochDone | StageDone, None, Weights | None]:
-    """Returns the weights of the stage, or None where a newer request touches it and it was not committed."""
-    began = time.perf_counter()
-    steps = train_stage(
-        start=start,
-        samples=_arrays(samples),
-        training=run.training,
-        key=stage.key,
-        epochs=stage.epochs,
-        device=work.device,
-        test=test,
-        test_every_epoch=work.test_during_training == "epoch",
-    )
-    metrics: list[EpochMetrics] = []
-    weights = yield from _tell_epochs(stage, steps, metrics)
-    if touched_since(work.store, work.ledger, stage.shard, stage.slice):
-        return None
-    seconds = time.perf_counter() - began
-    environment = environment_of(work.device, run.training.recipe.threads)
-    record = commit_stage(work.store, work.chain, stage, weights, metrics, seconds, environment)
-    yield StageDone(record=record)
-    return weights
+class _Attempt:
+    """One attempt at a stage, from its start or from the state that an earlier one saved."""
 
+    def __init__(self, work: ChainWork, run: RunRecord, stage: Stage) -> None:
+        self._work, self._training, self._stage = work, run.training, stage
+        self._began = time.perf_counter()
+        self._environment = environment_of(work.device, run.training.recipe.threads)
+        check = functools.partial(
+            check_partial,
+            training=run.training,
+            num_samples=stage.num_samples,
+            epochs=stage.epochs,
+            device=work.device,
+        )
+        saved = partials.find(work.store, stage.key, self._environment, check)
+        self._resume = saved.partial if saved else None
+        self._metrics = list(saved.record.metrics) if saved else []
+        self._seconds_before = saved.record.seconds if saved else 0.0
 
-def _tell_epochs(
-    stage: Stage, steps: Generator[EpochMetrics, None, Weights], metrics: list[EpochMetrics]
-) -> Generator[EpochDone, None, Weights]:
-    while True:
+    def train(
+        self, start: Weights, samples: LabelledImages, test: LabelledImages | None, tell_every_s: float
+    ) -> Generator[WorkerEvent, None, Weights | None]:
+        """Returns the weights of the stage, or None where it was not committed, as it may not be."""
+        if self._resume:
+            yield self._underway("resumed", self._resume.position)
+        steps = train_stage(
+            start=start,
+            samples=samples,
+            training=self._training,
+            key=self._stage.key,
+            epochs=self._stage.epochs,
+            device=self._work.device,
+            test=test,
+            test_every_epoch=self._work.test_during_training == "epoch",
+            resume=self._resume,
+            due=Pace(self._work.checkpoint_every, tell_every_s),
+        )
+        self._resume = None  # its memory is not needed for as long as the stage takes
+        weights = yield from self._follow(steps)
+        if weights is None or not self._may_write():
+            return None
+        record = self._commit(weights)
+        # Save before delete: until the commit these hold the work of hours.
+        partials.drop(self._work.store, self._stage.key)
+        yield StageDone(record=record)
+        return weights
+
+    def _follow(
+        self, steps: Generator[EpochMetrics | Position | Partial, None, Weights]
+    ) -> Generator[WorkerEvent, None, Weights | None]:
+        """Takes what a stage yields until it ends, or until a state would be saved that may not be."""
+        while True:
+            try:
+                made = next(steps)
+            except StopIteration as end:
+                weights: Weights = end.value
+                return weights
+            if isinstance(made, EpochMetrics):
+                self._metrics.append(made)
+                yield EpochDone(stage=self._stage, metrics=made)
+            elif isinstance(made, Position):
+                yield self._underway("passing", made)
+            elif not self._may_write():
+                return None
+            else:
+                yield self._underway("saved" if self._save(made) else "passing", made.position)
+
+    def _save(self, partial: Partial) -> bool:
+        """Whether the state was saved: training need not end because it was not."""
+        stage, seconds = self._stage, self._seconds()
         try:
-            measured = next(steps)
-        except StopIteration as end:
-            weights: Weights = end.value
-            return weights
-        metrics.append(measured)
-        yield EpochDone(stage=stage, metrics=measured)
+            partials.save(self._work.store, stage.key, partial, self._metrics, seconds, self._environment)
+        except StoreError as error:
+            logger.warning("Shard %d slice %d goes on with its state unsaved. %s", stage.shard, stage.slice, error)
+            return False
+        return True
+
+    def _commit(self, weights: Weights) -> StageRecord:
+        return commit_stage(
+            self._work.store,
+            self._work.chain,
+            self._stage,
+            weights,
+            self._metrics,
+            self._seconds(),
+            self._environment,
+        )
+
+    def _seconds(self) -> float:
+        """Spent on the stage: in this attempt, and before the state was saved from which it goes on."""
+        return self._seconds_before + time.perf_counter() - self._began
+
+    def _may_write(self) -> bool:
+        """Whether the run is still the driver's, and no newer request touches the stage; what was saved goes then."""
+        work, stage = self._work, self._stage
+        if not is_held(work.store, work.lease):
+            return False  # what was saved is the next driver's to use
+        if touched_since(work.store, work.ledger, stage.shard, stage.slice):
+            partials.drop(work.store, stage.key)
+            return False
+        return True
+
+    def _underway(self, what: Literal["resumed", "passing", "saved"], position: Position) -> StageUnderway:
+        return StageUnderway(
+            stage=self._stage,
+            what=what,
+            epoch=position.epoch,
+            batch=position.batch,
+            num_batches=position.num_batches,
+        )
+
+
+class Pace:
+    """Says where in a stage its state is saved, and where it is told of; minutes count from the start or last save."""
+
+    def __init__(
+        self, save_every: CheckpointEvery | None, tell_every_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._epochs = save_every.epochs if save_every else None
+        self._save_every_s = 60 * save_every.minutes if save_every and save_every.minutes else math.inf
+        self._tell_every_s, self._clock = tell_every_s, clock
+        self._saved_at = clock()
+        self._told_at = math.inf  # until the first step is done: it may take its time to load libraries
+
+    def __call__(self, position: Position) -> Literal["tell", "save"] | None:
+        """What is due at a place between two steps."""
+        now = self._clock()
+        self._told_at = min(self._told_at, now)
+        at_edge = self._epochs is not None and position.batch == 0 and position.epoch % self._epochs == 0
+        if at_edge or now - self._saved_at >= self._save_every_s:
+            self._saved_at = self._told_at = now
+            return "save"
+        if now - self._told_at >= self._tell_every_s:
+            self._told_at = now
+            return "tell"
+        return None
 
 
 def touched_since(store: Store, ledger: int, shard: int, slice_number: int) -> bool:

@@ -54,7 +54,26 @@ def test_unknown_ids_can_be_passed_over(copied: Callable[..., Run]) -> None:
     run = copied()
     known = run.sample_ids(0, 1)[0]
     forgotten = run.forget(samples=[known, "nobody"], ignore_unknown=True)
-    assert (forgotten.samples, forgotten.unknown) == (1, ("nobody",))
+    assert (forgotten.samples, forgotten.unknown, forgotten.unknown_examples) == (1, 1, ("nobody",))
+
+
+def test_of_many_unknown_ids_the_number_and_the_first_twenty_are_kept(copied: Callable[..., Run]) -> None:
+    run = copied()
+    known = run.sample_ids(0, 1)[0]
+    strangers = [f"stranger-{i:05d}" for i in range(1000)]
+    forgotten = run.forget(samples=[*strangers, known, *strangers], subjects=["nobody"], ignore_unknown=True)
+    assert (forgotten.samples, forgotten.unknown) == (1, 2001)
+    assert forgotten.unknown_examples == tuple(strangers[:20])
+    with unchanged(run), pytest.raises(RequestError, match="1000 not in this run"):
+        run.forget(samples=strangers)
+
+
+def test_a_sample_named_twice_counts_once(copied: Callable[..., Run]) -> None:
+    run = copied()
+    first, second = run.sample_ids(0, 1)[:2]
+    forgotten = run.forget(samples=iter([first, second, first]))
+    assert (forgotten.samples, forgotten.already_forgotten) == (2, 0)
+    assert run.ledger().requests[0].sample_ids == sorted([first, second])
 
 
 def test_a_subject_is_no_sample_nor_the_other_way_round(copied: Callable[..., Run]) -> None:
@@ -86,7 +105,7 @@ def test_an_unknown_request_or_shard(copied: Callable[..., Run]) -> None:
     with unchanged(run):
         with pytest.raises(RequestError, match="must be a request, 1 to 0"):
             run.evaluate(forget=1, runner="local")
-        with pytest.raises(RequestError, match=r"nobody.*1 ids not in this run"):
+        with pytest.raises(RequestError, match=r"nobody.*1 not in this run"):
             run.evaluate(forget=["nobody"], runner="local")
         with pytest.raises(RequestError, match="must be 0 to 2"):
             run.verify(shards=[0, 3], runner="local")
@@ -132,7 +151,7 @@ def test_a_damaged_ledger_is_refused(copied: Callable[..., Run]) -> None:
     (folder_of(run) / "ledger/00000001.json").unlink()
     run = Run.open(run.store.uri)  # an open run does not read again what it has read
     for ask in (run.status, run.ensemble, lambda: run.unlearn(runner="local")):
-        with pytest.raises(StoreError, match="does not follow from the request before it"):
+        with pytest.raises(StoreError, match="the ledger lost a request"):
             ask()
 
 

@@ -156,4 +156,4 @@ def test_certificates_of_one_batch_name_only_stages_that_were_there_and_are(copi
     run.forget(samples=run.sample_ids(2, 3)[:1])
     run.unlearn(runner="local")
     latest = run.certificates()[-1]
-    assert (latest.request, latest.batch, len(latest.retrained_stages)) == (3, (3,), 1)
+    assert (latest.request, latest.batch, len(latest.retrained_stages)) == (3, (3, 3), 1)

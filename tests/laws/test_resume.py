@@ -16,12 +16,14 @@ import pytest
 from killable import Killable
 from small_runs import MLP, assert_same_models, dataset, files_of, folder_of, small_config
 
-from ray_sisa.engine.work import Event, StageDone
+from ray_sisa.engine.work import EpochDone, Event, StageDone
 from ray_sisa.errors import BusyError
 from ray_sisa.ingest import ingest
+from ray_sisa.layout import RUN, stage_record, stage_weights
+from ray_sisa.location import join_run
 from ray_sisa.run import Run
 from ray_sisa.samples import Samples
-from ray_sisa.store import RUN, Store, join_run, stage_record, stage_weights
+from ray_sisa.store import Store
 
 LAYOUT = {"shards": 2, "slices": 2}
 WAIT_S = 60.0  # far more than a killed process holds the run
@@ -143,7 +145,7 @@ def test_a_run_interrupted_within_a_stage_goes_on_from_the_last_commit(
 
     def interrupt(event: Event) -> None:
         nonlocal epochs
-        epochs += not isinstance(event, StageDone)
+        epochs += isinstance(event, EpochDone)
         if epochs == 4:  # two epochs of the first stage, one of the second and the end of it
             raise KeyboardInterrupt
 

@@ -12,11 +12,11 @@ from small_runs import folder_of
 from ray_sisa import weights
 from ray_sisa.digests import digest_bytes, digest_tensors
 from ray_sisa.heads import latest_head
+from ray_sisa.layout import slice_object, stage_record, stage_weights
 from ray_sisa.records import StageRecord
 from ray_sisa.run import Run
 from ray_sisa.samples import Samples, concatenate, make_samples
 from ray_sisa.slices import slice_from_bytes, slice_to_bytes, sort_by_id
-from ray_sisa.store import slice_object, stage_record, stage_weights
 from ray_sisa.verify import Verification
 
 SHARD, SLICE = 1, 2  # where all the tampering is done

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import torch
@@ -57,6 +58,91 @@ class Waits(Linear):
         return super().forward(images)
 
 
+class RaisesDeepDown(Linear):
+    """Raises an error that another caused, deep in a recursion, with a long message, and that cannot be unpickled."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            descend(50)
+        return super().forward(images)
+
+
+class Unpicklable(Exception):
+    """Pickles, but cannot be made anew: its argument is not that of its constructor."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(LONG)
+
+
+LONG = "a long message, " * 1000 + "and its end"
+
+
+def descend(depth: int) -> None:
+    """Raises at the bottom."""
+    if depth:
+        descend(depth - 1)
+    try:
+        raise KeyError("the first cause")
+    except KeyError as error:
+        raise Unpicklable(1, 2) from error
+
+
+class Exits(Linear):
+    """Ends its process as a program would."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            raise SystemExit(7)
+        return super().forward(images)
+
+
+class Disturbed(Linear):
+    """Trains undisturbed, but for the files in the folder.
+
+    `slow`: each batch takes longer. `waits`, `stops`, `hungry`: the first process to come to its second stage takes the
+    file, by giving it its process id as an ending, and waits for ever, stops itself, or takes ever more memory.
+    """
+
+    stages_begun = 0  # in this process
+
+    def __init__(self, image_shape: tuple[int, ...], num_classes: int) -> None:
+        super().__init__(image_shape, num_classes)
+        self._fresh = True
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            if self._fresh:
+                self._fresh = False
+                Disturbed.stages_begun += 1
+                self._disturb()
+            if (_folder() / "slow").exists():
+                time.sleep(BATCH_S)
+        return super().forward(images)
+
+    def _disturb(self) -> None:
+        if Disturbed.stages_begun < 2:
+            return
+        if _takes("waits"):
+            signal.pause()
+        if _takes("stops"):
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if _takes("hungry"):
+            eaten = [b"x" * 2**26 for _ in range(MOST_EATEN // 2**26) if not time.sleep(0.01)]
+            raise MemoryError(f"nobody minded {len(eaten)} times 64 MiB")
+
+
+BATCH_S = 0.05
+MOST_EATEN = 6 * 2**30  # bytes
+
+
+def _takes(name: str) -> bool:
+    try:
+        (_folder() / name).rename(_folder() / f"{name}-{os.getpid()}")
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def raises(num_classes: int, image_shape: tuple[int, ...]) -> nn.Module:
     """See `Raises`."""
     return Raises(image_shape, num_classes)
@@ -65,6 +151,26 @@ def raises(num_classes: int, image_shape: tuple[int, ...]) -> nn.Module:
 def waits(num_classes: int, image_shape: tuple[int, ...]) -> nn.Module:
     """See `Waits`."""
     return Waits(image_shape, num_classes)
+
+
+def raises_deep_down(num_classes: int, image_shape: tuple[int, ...]) -> nn.Module:
+    """See `RaisesDeepDown`."""
+    return RaisesDeepDown(image_shape, num_classes)
+
+
+def exits(num_classes: int, image_shape: tuple[int, ...]) -> nn.Module:
+    """See `Exits`."""
+    return Exits(image_shape, num_classes)
+
+
+def disturbed(num_classes: int, image_shape: tuple[int, ...]) -> nn.Module:
+    """See `Disturbed`."""
+    return Disturbed(image_shape, num_classes)
+
+
+def process_id(shared: None, item: int) -> int:
+    """Where it ran."""
+    return os.getpid()
 
 
 def add(shared: int, item: int) -> int:

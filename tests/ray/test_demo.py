@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from processes import descendants
 
 from ray_sisa.demo import ADDRESS, DemoResult, demo_config, run_demo
 from ray_sisa.run import Run
@@ -167,26 +168,3 @@ def still_there(seen: dict[int, tuple[int, str]]) -> list[str]:
         for descriptor in select.select(list(waiting), [], [], left)[0]:
             del waiting[descriptor]
     return sorted(waiting.values())
-
-
-def descendants(root: int) -> dict[int, str]:
-    """Command lines of all processes below one, by process id."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                # The name, in brackets, may hold spaces: the parent is the second field after it.
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except (FileNotFoundError, ProcessLookupError):
-                continue  # it ended while it was looked at
-    below = {root}
-    while more := {pid for pid, parent in parents.items() if parent in below} - below:
-        below |= more
-    return {pid: command(pid) for pid in below - {root}}
-
-
-def command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return ""

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
+import re
 import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import failing_networks
 import pytest
 import ray
+from processes import wait_until
 from small_runs import (
     CNN,
     FORGET_SETS,
@@ -37,7 +39,7 @@ from small_runs import (
 from ray_sisa.config import Scaling
 from ray_sisa.engine.local_runner import LocalRunner
 from ray_sisa.engine.ray_runner import RayRunner, _satisfies
-from ray_sisa.engine.runner import Runner
+from ray_sisa.engine.runner import Placed, Runner
 from ray_sisa.engine.work import ChainEnded, ChainWork, Event, StageDone
 from ray_sisa.errors import DataError, ResourcesError, TrainingError
 from ray_sisa.run import Run
@@ -112,7 +114,7 @@ class _Counts(_Wrapped):
         self.most = max(self.most, self.in_flight)
         self._runner.start(work)
 
-    def poll(self, timeout_s: float) -> list[Event]:
+    def poll(self, timeout_s: float) -> Sequence[Event | Placed]:
         events = self._runner.poll(timeout_s)
         self.in_flight -= sum(isinstance(event, ChainEnded) for event in events)
         return events
@@ -231,6 +233,27 @@ def test_an_error_of_the_users_code_comes_back_whole_and_is_not_tried_again(
     assert train(tmp_path, "next", on_ray, samples, MLP).status().complete
 
 
+def test_a_traceback_comes_back_whole_however_long_and_chained(
+    samples: Samples, on_ray: RayRunner, notes: Path, tmp_path: Path
+) -> None:
+    """Ray itself could not carry this error: it cannot be made anew from its arguments."""
+    with pytest.raises(TrainingError) as failed:
+        train(tmp_path, "run", _OneAtATime(on_ray), samples, MLP | {"model": "failing_networks:raises_deep_down"})
+    message = str(failed.value)
+    assert "KeyError: 'the first cause'" in message
+    assert "The above exception was the direct cause of the following exception:" in message
+    assert f"failing_networks.Unpicklable: {failing_networks.LONG}" in message
+    assert len(failing_networks.LONG) > 10_000
+    assert re.search(r"Previous line repeated 4\d more times", message)  # as Python prints it
+    assert all(function in message for function in ("in train_chain", "in train_stage", "in forward"))
+    assert str(pickle.loads(pickle.dumps(failed.value))) == message
+
+
+def test_a_model_that_exits_is_an_application_error(samples: Samples, on_ray: RayRunner, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"failed \(application\)[^$]*SystemExit: 7"):
+        train(tmp_path, "run", on_ray, samples, MLP | {"model": "failing_networks:exits"})
+
+
 class _Killer:
     """Kills the process that writes its id to the pipe of `failing_networks.Waits`; once."""
 
@@ -278,7 +301,9 @@ def test_a_killed_worker_counts_against_max_failures(
     config = small_config(tmp_path, recipe=recipe, scaling={"max_failures": 0})
     run = Run.create(config, dataset=dataset(samples))
     killer = _Killer(notes)
-    with pytest.raises(TrainingError, match=r"failed \(worker, 1 worker failures\)"):
+    with pytest.raises(
+        TrainingError, match=r"failed \(worker, 1 since its last commit where scaling.max_failures allows 0\)"
+    ):
         run.train(runner=_OneAtATime(on_ray))
     killer.join()
     committed = files_of(folder_of(run) / "stages")
@@ -322,12 +347,12 @@ def test_a_killed_driver_is_replaced_and_the_end_is_the_same(samples: Samples, n
     command = [sys.executable, "-c", DRIVER, run.store.uri]
     driver = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
-        _wait_until(lambda: driver.poll() is not None or bool(run.store.committed_stages()))
+        wait_until(lambda: driver.poll() is not None or bool(run.store.committed_stages()))
         assert driver.poll() is None
         worker = int((waiting / "waits").read_text())
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
-        _wait_until(lambda: not Path(f"/proc/{worker}").exists())  # Ray ends with its driver
+        wait_until(lambda: not Path(f"/proc/{worker}").exists())  # Ray ends with its driver
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(driver.pid, signal.SIGKILL)
@@ -339,14 +364,6 @@ def test_a_killed_driver_is_replaced_and_the_end_is_the_same(samples: Samples, n
     assert trained | committed == {record.key for record in expected.stages()}
     assert not trained & committed
     assert_same_models(run, expected)
-
-
-def _wait_until(happened: Callable[[], bool], limit_s: float = 90.0) -> None:
-    """Looks at what other processes do, which can only be polled."""
-    ends_at = time.monotonic() + limit_s
-    while not happened():
-        assert time.monotonic() < ends_at, "waited in vain"
-        time.sleep(0.02)
 
 
 # --- mapping
@@ -366,7 +383,7 @@ def test_a_mapped_item_outlives_its_worker(cluster: None, on_ray: RayRunner, tmp
 
 
 def test_a_mapped_item_that_kills_its_workers_fails_by_number(on_ray: RayRunner) -> None:
-    with pytest.raises(TrainingError, match=r"worker = item 1: was lost 4 times"):
+    with pytest.raises(TrainingError, match=r"worker = item 1: was lost 4 times \(worker\), where 3 are allowed"):
         on_ray.map(failing_networks.kills, 1, range(3))
     assert on_ray.map(failing_networks.add, 1, range(3)) == [1, 2, 3]
 
@@ -378,6 +395,15 @@ def test_what_a_mapped_function_raises_comes_back_as_it_was_raised(on_ray: RayRu
     with pytest.raises(TypeError, match="cannot pickle"):
         on_ray.map(failing_networks.add, 1, [threading.Lock()])
     assert on_ray.map(failing_networks.add, 1, range(3)) == [1, 2, 3]
+
+
+def test_a_worker_that_died_in_idleness_is_charged_to_nobody(
+    samples: Samples, on_ray: RayRunner, tmp_path: Path
+) -> None:
+    on_ray.map(failing_networks.add, 1, range(3))
+    for process in set(on_ray.map(failing_networks.process_id, None, range(8))):
+        os.kill(process, signal.SIGKILL)
+    assert train(tmp_path, "run", on_ray, samples, MLP, max_failures=0).status().complete
 
 
 # --- resources

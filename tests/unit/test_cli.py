@@ -173,7 +173,7 @@ def test_a_configuration_that_is_not_there(tmp_path: Path) -> None:
 def test_forget_status_unlearn(run: Path) -> None:
     samples = ids(run, 1, 2)[:2]
     fields = answer("forget", run, "--samples", ",".join(samples), "--reason", "asked", "--key", "k")
-    assert fields == {"request": 1, "samples": 2, "already_forgotten": 0, "unknown": []}
+    assert fields == {"request": 1, "samples": 2, "already_forgotten": 0, "unknown": 0, "unknown_examples": []}
 
     pending = answer("status", run)
     assert (pending["complete"], pending["requests"], pending["pending_requests"]) == (False, 1, [1])
@@ -201,12 +201,13 @@ def test_a_request_sent_again_is_the_same(run: Path) -> None:
     assert "used for other samples" in refusal("forget", run, "--samples", ids(run, 0, 1)[1], "--key", "k")["rule"]
 
 
-@pytest.mark.parametrize("text", ["{0}\n\n  {1} \r\n", "\ufeff{0}\n{1}"])
+@pytest.mark.parametrize("text", ["{0}\n\n  {1} \r\n", "\ufeff{0}\n{1}", "\r\n{1}\r\n{0}\r\n\r\n", "{0}\n{1}\n{0}"])
 def test_ids_from_a_file_and_from_standard_input(run: Path, tmp_path: Path, text: str) -> None:
     two = text.format(*ids(run, 0, 1)[:2])
     path = tmp_path / "ids.txt"
     path.write_bytes(two.encode())
     assert answer("forget", run, "--from", path)["samples"] == 2
+    assert answer("plan", run, "--from", path)["stages"] == 0
     assert answer("forget", run, "--from", "-", stdin=two.encode())["already_forgotten"] == 2
     assert answer("forget", run, "--subjects-from", path, "--key", "s")["already_forgotten"] == 2
 
@@ -218,11 +219,11 @@ def test_subjects(run: Path) -> None:
 def test_unknown_samples_are_listed_and_nothing_is_written(run: Path) -> None:
     before = objects(run)
     error = refusal("forget", run, "--samples", f"nobody,{ids(run, 0, 1)[0]},no-one")
-    assert (error["kind"], error["value"]) == ("RequestError", "no-one, nobody")
+    assert (error["kind"], error["value"]) == ("RequestError", "nobody, no-one")
     assert "--ignore-unknown" in error["remedy"]
     assert objects(run) == before
     fields = answer("forget", run, "--samples", f"nobody,{ids(run, 0, 1)[0]}", "--ignore-unknown")
-    assert (fields["samples"], fields["unknown"]) == (1, ["nobody"])
+    assert (fields["samples"], fields["unknown"], fields["unknown_examples"]) == (1, 1, ["nobody"])
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_sisa.digests import digest_bytes
+from ray_sisa.digests import digest_bytes, seal, unseal
 from ray_sisa.errors import BusyError, StoreError
 from ray_sisa.heads import constituent, ensemble_digest, in_force, latest_head, roll_back, write_head
+from ray_sisa.layout import numbered, stage_record
 from ray_sisa.ledger import Ledger
 from ray_sisa.records import Ancestor, Constituent, Environment, Head, Place, Request, StageRecord
-from ray_sisa.store import Store, numbered, stage_record
+from ray_sisa.store import Store
 
 ENVIRONMENT = Environment(device="cpu", device_name="", threads=1, python="", torch="", ray_sisa="", platform="")
 NUM_SHARDS, NUM_SLICES = 3, 4
@@ -223,7 +224,7 @@ class Overtaken(Store):
     """Another process writes the next head between this one's look and its write."""
 
     def create(self, path: str, data: bytes) -> bool:
-        super().create(path, data.replace(b'"complete": false', b'"complete": true'))
+        super().create(path, seal(unseal(data).replace(b'"complete": false', b'"complete": true')))
         return super().create(path, data)
 
 

@@ -14,9 +14,10 @@ from collections.abc import Callable
 import pytest
 
 from ray_sisa.errors import BusyError
+from ray_sisa.layout import numbered
 from ray_sisa.lease import hold_lease
 from ray_sisa.records import LeaseRecord
-from ray_sisa.store import Store, numbered
+from ray_sisa.store import Store
 
 LONG_S = 600.0
 

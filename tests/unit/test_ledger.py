@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ray_sisa import ledger as ledger_module
 from ray_sisa.errors import RequestError, StoreError
-from ray_sisa.ledger import Ledger, append, deleted_by_shard, first_slices, read_ledger
+from ray_sisa.layout import numbered
+from ray_sisa.ledger import Ledger, append, compact, deleted_by_shard, first_slices, read_ledger
 from ray_sisa.records import Place, Request
-from ray_sisa.store import Store, numbered
+from ray_sisa.store import Store
 
 place_maps = st.dictionaries(
     st.tuples(st.integers(0, 3), st.integers(1, 4)),
@@ -149,7 +152,7 @@ def test_swapped_requests_are_found(store: Store, a: int, b: int) -> None:
     one, other = path_of(store, a).read_bytes(), path_of(store, b).read_bytes()
     path_of(store, a).write_bytes(other)
     path_of(store, b).write_bytes(one)
-    with pytest.raises(StoreError, match="does not follow"):
+    with pytest.raises(StoreError, match="objects were swapped"):
         read_ledger(store)
 
 
@@ -163,8 +166,8 @@ def test_objects_of_other_names_are_no_requests(store: Store) -> None:
 class LaggingListing(Store):
     """Lists a folder as readdir(3) may while others write into it: a name from the middle is missing."""
 
-    def numbers(self, folder: str) -> list[int]:
-        return [n for n in super().numbers(folder) if n != 2]
+    def numbers(self, folder: str, after: int = 0) -> list[int]:
+        return [n for n in super().numbers(folder, after) if n != 2]
 
 
 def test_a_listing_that_lags_is_no_damage(store: Store) -> None:
@@ -229,3 +232,84 @@ def test_four_processes_lose_nothing_and_repeat_nothing(store: Store) -> None:
     assert len(told) == 100
     assert {(r.number, r.sample_ids[0]) for r in ledger.requests} == {(int(n), name) for n, name in told}
     assert len({r.idempotency_key for r in ledger.requests}) == 85
+
+
+# Segments.
+
+
+@pytest.fixture
+def short_segments(monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(ledger_module, "SEGMENT", 3)
+    return 3
+
+
+class Counting(Store):
+    """Counts the objects that it reads."""
+
+    def find(self, path: str) -> bytes | None:
+        self.reads = [*getattr(self, "reads", []), path]
+        return super().find(path)
+
+
+def test_a_long_ledger_is_read_in_segments(store: Store, short_segments: int) -> None:
+    made = append_some(store, 11)
+    assert store.numbers("segments") == [3, 6, 9]  # each written by the append that came after it was full
+    counting = Counting(store.uri)
+    assert list(read_ledger(counting).requests) == made
+    assert counting.reads == [
+        *(f"segments/{n:08d}.jsonl" for n in (3, 6, 9, 12)),
+        *(f"ledger/{n:08d}.json" for n in (10, 11, 12)),
+    ]
+
+
+def test_segments_change_nothing(store: Store, short_segments: int) -> None:
+    append_some(store, 7)
+    with_them = read_ledger(store)
+    store.delete(store.sizes("segments"))
+    assert read_ledger(store) == with_them
+    compact(store, with_them)
+    assert store.numbers("segments") == [3, 6]
+    assert read_ledger(store) == with_them
+    assert read_ledger(store, read_ledger(store)) == with_them
+
+
+@pytest.mark.parametrize("damage", [lambda d: b"", lambda d: d[:-9], lambda d: d[:50] + b"!" + d[51:], lambda d: d * 2])
+def test_a_damaged_segment_is_passed_over(
+    store: Store, short_segments: int, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    append_some(store, 7)
+    expected = read_ledger(store)
+    assert not caplog.text
+    path = Path(store.uri, "segments/00000006.jsonl")
+    path.write_bytes(damage(path.read_bytes()))
+    assert read_ledger(store) == expected
+    assert "segments/00000006.jsonl is damaged and passed over" in caplog.text
+
+
+def test_a_segment_of_other_requests_is_passed_over(store: Store, tmp_path: Path, short_segments: int) -> None:
+    append_some(store, 7)
+    other = Store(str(tmp_path / "other"))
+    append_some(other, 7)  # the same samples at other times
+    path = Path("segments/00000006.jsonl")
+    Path(store.uri, path).write_bytes(Path(other.uri, path).read_bytes())
+    expected = tuple(store.read(numbered("ledger", n), Request) for n in range(1, 8))
+    assert read_ledger(store).requests == expected
+
+
+def test_who_is_behind_finds_its_number_taken(store: Store, short_segments: int) -> None:
+    append_some(store, 2)
+    behind = read_ledger(store)
+    for n in range(3, 9):
+        append(store, {(0, 1): [f"sample-{n}"]}, "", f"key-{n}", read_ledger(store))
+    assert append(store, {(0, 1): ["late"]}, "", "late", behind).number == 9
+    assert read_ledger(store).position == 9
+
+
+def test_a_lost_request_is_missed_though_later_ones_are_there(store: Store, short_segments: int) -> None:
+    append_some(store, 5)
+    path_of(store, 5).unlink()
+    path_of(store, 4).unlink()
+    assert read_ledger(store).position == 3
+    store.put(numbered("ledger", 6), b"{}")
+    with pytest.raises(StoreError, match=r"00000004\.json: is not there, and request 6 is"):
+        read_ledger(store)

@@ -18,10 +18,10 @@ from ray_sisa import charts, printing
 from ray_sisa.config import RunConfig, make_config
 from ray_sisa.costs import RequestRow
 from ray_sisa.errors import StoreError
+from ray_sisa.layout import report
 from ray_sisa.records import EpochMetrics, StageRecord
 from ray_sisa.report import NAME, make_page, render, seconds, write_report
 from ray_sisa.run import Run
-from ray_sisa.store import report
 
 VOID = {"br", "hr", "img", "input", "link", "meta"}
 SVG = "data:image/svg+xml;base64,"

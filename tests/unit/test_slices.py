@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_sisa import store as layout
+from ray_sisa import layout
 from ray_sisa.errors import StoreError
+from ray_sisa.layout import slice_object
 from ray_sisa.samples import Samples, make_samples
 from ray_sisa.slices import digest_of_slice, read_slice, read_test, slice_from_bytes, slice_to_bytes, sort_by_id
-from ray_sisa.store import Store, slice_object
+from ray_sisa.store import Store
 
 MakeSamples = Callable[..., Samples]
 SHAPES = [(8, 8, 1), (2, 3, 3), (1, 1, 1), (5,), (1,)]

@@ -10,12 +10,14 @@ import threading
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
 
-from ray_sisa import store as layout
+from ray_sisa import layout
+from ray_sisa.digests import seal
 from ray_sisa.errors import StoreError
-from ray_sisa.records import SliceEntry
-from ray_sisa.store import Store, join_run, numbered, resolve_uri
+from ray_sisa.layout import numbered
+from ray_sisa.location import join_run, resolve_uri
+from ray_sisa.records import LeaseRecord, SliceEntry, StoredRecord
+from ray_sisa.store import Store
 
 not_as_root = pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")
 
@@ -53,7 +55,7 @@ def test_a_store_on_s3_is_opened_without_being_asked(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("uri", ["nonsense://bucket/a", "s3://"])
 def test_what_is_no_store_is_refused(uri: str) -> None:
-    with pytest.raises(StoreError, match="cannot open it"):
+    with pytest.raises(StoreError, match="cannot be opened"):
         Store(uri)
 
 
@@ -153,12 +155,12 @@ def test_slices_are_named_by_their_digest(store: Store) -> None:
 # Records.
 
 
-class Point(BaseModel):
+class Point(StoredRecord):
     x: int
 
 
 def test_records(store: Store) -> None:
-    store.put("p.json", b'{"x": 3}')
+    store.put("p.json", Point(x=3).to_bytes())
     assert store.read("p.json", Point) == store.find_record("p.json", Point) == Point(x=3)
     with pytest.raises(StoreError, match="is not there"):
         store.read("q.json", Point)
@@ -166,11 +168,29 @@ def test_records(store: Store) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"x": "three"}', b"{}", b"\xff\xfe", b"null", b'{"x": 1}}'])
 def test_what_is_no_record_is_named(store: Store, data: bytes) -> None:
-    store.put("p.json", data)
+    store.put("p.json", seal(data))
     for read in (store.read, store.find_record):
         with pytest.raises(StoreError, match=r"/p\.json: is not a valid Point") as caught:
             read("p.json", Point)
         assert "backup" in caught.value.remedy
+
+
+def test_no_byte_of_a_record_changes_unnoticed(store: Store) -> None:
+    data = Point(x=3).to_bytes()
+    assert b'"x": 3' in data
+    for i in range(len(data)):
+        for changed in (data[:i] + bytes([data[i] ^ 1]) + data[i + 1 :], data[:i], data[:i] + data[i + 1 :]):
+            with pytest.raises(StoreError, match=r"/p\.json: is not a valid Point"):
+                store.parse("p.json", changed, Point)
+
+
+def test_a_record_in_the_place_of_another_is_named(store: Store) -> None:
+    lease = LeaseRecord(number=3, holder="me", expires_at=1.0)
+    store.put(numbered("lease", 3), lease.to_bytes())
+    store.put(numbered("lease", 4), lease.to_bytes())
+    assert store.read(numbered("lease", 3), LeaseRecord) == lease
+    with pytest.raises(StoreError, match=r"/lease/00000004\.json: is a LeaseRecord that belongs at lease/00000003"):
+        store.read(numbered("lease", 4), LeaseRecord)
 
 
 # Other processes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import subprocess
 import sys
@@ -13,17 +14,22 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
-from ray_sisa import models
+from ray_sisa import models, weights
 from ray_sisa.augment import Batches
 from ray_sisa.config import OptimizerConfig, Recipe, TrainingRecipe
 from ray_sisa.digests import digest_tensors
+from ray_sisa.errors import TrainingError
 from ray_sisa.records import EpochMetrics
 from ray_sisa.samples import Samples
+from ray_sisa.snapshot import Partial, Position
 from ray_sisa.training import (
     LabelledImages,
     Weights,
+    check_partial,
     initial_state,
     make_optimizer,
     predict_log_probabilities,
@@ -227,6 +233,250 @@ def test_settings_are_put_back_after_an_error_and_a_stop(make_training: Make, da
     with pytest.raises(RuntimeError, match="state_dict"):
         train(training, data, start={})
     assert settings_of_torch() == before
+
+
+# Going on inside a stage. Three epochs of three batches: states after steps 1 to 8.
+
+EPOCHS, STEPS = 3, range(1, 9)
+RESUMED: list[dict[str, Any]] = [
+    {},
+    {"optimizer": {"momentum": 0.0, "weight_decay": 1e-3}, "schedule": "constant"},
+    {"optimizer": {"nesterov": True, "weight_decay": 1e-3}, "schedule": "one_cycle", "label_smoothing": 0.1},
+    {"optimizer": {"name": "adam", "lr": 1e-3}},
+    {"optimizer": {"name": "adamw", "lr": 1e-3, "backbone_lr": 1e-4, "weight_decay": 0.1}, "schedule": "one_cycle"},
+    {"precision": "bfloat16", "threads": 2},
+    {**AUGMENTED, "optimizer": {"nesterov": True}, "schedule": "one_cycle"},
+    {**AUGMENTED, "optimizer": {"lr": 0.1, "backbone_lr": 0.01}, "precision": "bfloat16"},
+    {**AUGMENTED, "optimizer": {"name": "adam", "lr": 1e-3}, "threads": 2},
+    {"model": f"{__name__}:dropping_network"},
+    {"model": f"{__name__}:unusual_network", "optimizer": {"name": "adamw", "lr": 1e-2}},
+    {"model": f"{__name__}:unusual_network"},
+]
+
+
+class UnusualNetwork(nn.Module):
+    """Frozen, unused and tied parameters, and a buffer that no weights file holds and that changes what is computed."""
+
+    def __init__(self, num_inputs: int, num_classes: int) -> None:
+        super().__init__()
+        self.frozen = nn.Linear(num_inputs, 16).requires_grad_(False)
+        self.unused = nn.Linear(2, 2)
+        self.norm, self.tied = nn.BatchNorm1d(16), nn.Linear(16, 16)
+        self.also_tied = self.tied
+        self.dropout, self.linear = nn.Dropout(0.3), nn.Linear(16, num_classes)
+        self.register_buffer("calls", torch.zeros(()), persistent=False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.calls.add_(1)
+        hidden = self.norm(self.frozen(inputs.flatten(1)))
+        return self.linear(self.dropout(self.also_tied(self.tied(hidden)))) / self.calls
+
+
+def unusual_network(num_classes: int, image_shape: tuple[int, ...]) -> nn.Module:
+    """For `package.module:function`."""
+    return UnusualNetwork(int(np.prod(image_shape)), num_classes)
+
+
+def save_at(*steps: int) -> Callable[[Position], str | None]:
+    return lambda position: "save" if position.step in steps else None
+
+
+Yields = tuple[list[EpochMetrics], dict[int, Partial], Weights]
+
+
+def follow(steps: Iterator[Any]) -> Yields:
+    """Metrics, states by step, and weights of a stage, drawing random numbers between any two."""
+    metrics: list[EpochMetrics] = []
+    partials: dict[int, Partial] = {}
+    while True:
+        torch.rand(7)
+        try:
+            made = next(steps)
+        except StopIteration as end:
+            return metrics, partials, end.value
+        if isinstance(made, EpochMetrics):
+            metrics.append(made)
+        elif isinstance(made, Partial):
+            partials[made.position.step] = made
+
+
+def train_on(training: TrainingRecipe, data: LabelledImages, **options: Any) -> Yields:
+    options = {"start": initial_state(training, "chain", None), "epochs": EPOCHS, **options}
+    return follow(train_stage(samples=data, training=training, key="key", **options))
+
+
+def from_bytes(partial: Partial) -> Partial:
+    """As another process reads it."""
+    return dataclasses.replace(partial, tensors=weights.from_bytes(weights.to_bytes(partial.tensors)))
+
+
+@pytest.mark.parametrize("recipe", RESUMED, ids=str)
+def test_a_stage_resumed_anywhere_is_one_that_never_stopped(
+    make_training: Make, data: LabelledImages, test_data: LabelledImages, recipe: dict[str, Any]
+) -> None:
+    """Weights, metrics and all states on the way, to the bit; so a stage may be resumed any number of times."""
+    training = make_training(**recipe)
+    measured = {"test": test_data, "test_every_epoch": True}
+    metrics, _, whole = train_on(training, data, **measured)
+    saving, partials, also_whole = train_on(training, data, **measured, due=save_at(*STEPS))
+    assert list(partials) == list(STEPS)
+    assert (saving, digest_tensors(also_whole)) == (metrics, digest_tensors(whole))
+    for step, partial in partials.items():
+        check_partial(partial, training=training, num_samples=21, epochs=EPOCHS, device="cpu")
+        rest, later, end = train_on(training, data, **measured, resume=from_bytes(partial), due=save_at(*STEPS))
+        assert rest == metrics[step // 3 :], step
+        assert digest_tensors(end) == digest_tensors(whole), step
+        assert list(later) == list(STEPS[step:])
+        assert all(digest_tensors(later[n].tensors) == digest_tensors(partials[n].tensors) for n in later), step
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("recipe", [RESUMED[3], RESUMED[6], RESUMED[7], RESUMED[9]], ids=str)
+def test_a_stage_resumed_on_cuda_is_one_that_never_stopped(
+    make_training: Make, data: LabelledImages, recipe: dict[str, Any]
+) -> None:
+    training = make_training(**recipe)
+    metrics, partials, whole = train_on(training, data, device="cuda", due=save_at(*STEPS))
+    for step, partial in partials.items():
+        check_partial(partial, training=training, num_samples=21, epochs=EPOCHS, device="cuda")
+        rest, _, end = train_on(training, data, resume=from_bytes(partial), device="cuda")
+        assert (rest, digest_tensors(end)) == (metrics[step // 3 :], digest_tensors(whole)), step
+
+
+@settings(max_examples=30)
+@given(
+    count=st.integers(1, 30),
+    batch_size=st.integers(1, 12),
+    epochs=st.integers(1, 4),
+    breaks=st.lists(st.integers(1, 40), unique=True, max_size=4).map(sorted),
+)
+def test_breaks_at_any_steps_of_any_stage_change_nothing(
+    make_training: Make, random_samples: MakeSamples, count: int, batch_size: int, epochs: int, breaks: list[int]
+) -> None:
+    samples = random_samples(count, (5,))
+    data = LabelledImages(images=samples.images, labels=samples.labels)
+    training = make_training(image_shape=(5,), batch_size=batch_size, optimizer={"lr": 1e-3, "nesterov": True})
+    metrics, _, whole = train_on(training, data, epochs=epochs)
+    seen: list[EpochMetrics] = []
+    resume = None
+    for step in breaks:
+        steps = train_stage(
+            start=initial_state(training, "chain", None),
+            samples=data,
+            training=training,
+            key="key",
+            epochs=epochs,
+            resume=resume,
+            due=save_at(step),
+        )
+        made = []
+        for item in steps:
+            made.append(item)
+            if isinstance(item, Partial):
+                break
+        steps.close()
+        if not isinstance(made[-1], Partial):
+            break  # the stage has no such step, and ended
+        seen += made[:-1]
+        resume = from_bytes(made[-1])
+    rest, _, end = train_on(training, data, epochs=epochs, resume=resume)
+    assert seen + rest == metrics
+    assert digest_tensors(end) == digest_tensors(whole)
+
+
+@pytest.mark.parametrize("what", ["tell", "save"])
+def test_nothing_is_due_before_the_first_step_or_after_the_last(
+    make_training: Make, data: LabelledImages, what: str
+) -> None:
+    asked: list[int] = []
+
+    def due(position: Position) -> str:
+        asked.append(position.step)
+        return what
+
+    assert len(train_on(make_training(), data, due=due)[0]) == EPOCHS
+    assert asked == list(STEPS)
+
+
+def test_the_metrics_of_an_epoch_come_before_the_state_at_its_end(make_training: Make, data: LabelledImages) -> None:
+    training = make_training()
+    start = initial_state(training, "chain", None)
+    steps = train_stage(start=start, samples=data, training=training, key="key", epochs=2, due=lambda at: "save")
+    made = [type(item).__name__ if isinstance(item, EpochMetrics) else item.position.step for item in steps]
+    assert made == [1, 2, "EpochMetrics", 3, 4, 5, "EpochMetrics"]
+
+
+def test_a_place_is_told_without_its_state(make_training: Make, data: LabelledImages) -> None:
+    training = make_training(model=f"{__name__}:dropping_network")
+    start = initial_state(training, "chain", None)
+    steps = train_stage(start=start, samples=data, training=training, key="key", epochs=2, due=lambda at: "tell")
+    places = [item for item in steps if isinstance(item, Position)]
+    assert [(p.epoch, p.batch, p.num_batches) for p in places] == [
+        (0, 1, 3),
+        (0, 2, 3),
+        (1, 0, 3),
+        (1, 1, 3),
+        (1, 2, 3),
+    ]
+    _, _, whole = train_on(training, data)
+    assert digest_tensors(train_on(training, data, due=lambda at: "tell")[2]) == digest_tensors(whole)
+
+
+def misfits(partial: Partial) -> Iterator[tuple[str, Partial]]:
+    """States that no stage of the recipe has, and why."""
+
+    def other(**changed: torch.Tensor | None) -> Partial:
+        tensors = {**partial.tensors, **changed}
+        return dataclasses.replace(partial, tensors={name: t for name, t in tensors.items() if t is not None})
+
+    def at(**changed: int) -> Partial:
+        return dataclasses.replace(partial, position=dataclasses.replace(partial.position, **changed))
+
+    weight, generator = "model/linear.weight", partial.tensors["generator/cpu"]
+    yield "absent", other(**{weight: None})
+    yield "half of what the optimiser keeps", other(**{"optimizer/exp_avg/linear.weight": None})
+    yield "unknown", other(**{"model/other": torch.zeros(3)})
+    yield "of another optimiser", other(**{"optimizer/momentum_buffer/linear.weight": torch.zeros(3, 64)})
+    yield "one that would be broadcast", other(**{weight: torch.zeros(1)})
+    yield "of another shape", other(**{weight: torch.zeros(64, 3)})
+    yield "of another type", other(**{weight: partial.tensors[weight].double()})
+    yield "no generator", other(**{"generator/cpu": torch.zeros_like(generator)})
+    yield "short generator", other(**{"generator/cpu": generator[:-1].clone()})
+    yield "no tensors", dataclasses.replace(partial, tensors={})
+    yield "beyond the last epoch", at(epoch=EPOCHS)
+    yield "beyond the last batch", at(batch=3)
+    yield "before the first", at(epoch=-1)
+    yield "negative batch", at(batch=-1)
+    yield "the start", at(epoch=0, batch=0)
+    yield "of a stage of other samples", at(num_batches=4)
+
+
+def test_a_state_of_another_stage_is_refused(make_training: Make, data: LabelledImages) -> None:
+    training = make_training(optimizer={"name": "adam", "lr": 1e-3})
+    partial = train_on(training, data, due=save_at(4))[1][4]
+    before = settings_of_torch()
+    for why, wrong in misfits(partial):
+        with pytest.raises(TrainingError, match=r"^partial: "):
+            check_partial(wrong, training=training, num_samples=21, epochs=EPOCHS, device="cpu")
+            pytest.fail(why)
+        with pytest.raises(TrainingError, match=r"^partial: "):
+            train_on(training, data, resume=wrong)
+            pytest.fail(why)
+    check_partial(partial, training=training, num_samples=21, epochs=EPOCHS, device="cpu")
+    assert settings_of_torch()[:-1] == before[:-1]
+
+
+def test_a_state_is_a_copy(make_training: Make, data: LabelledImages) -> None:
+    training = make_training()
+    start = initial_state(training, "chain", None)
+    steps = train_stage(start=start, samples=data, training=training, key="key", epochs=2, due=save_at(1))
+    partial = next(steps)
+    assert isinstance(partial, Partial)
+    before = digest_tensors(partial.tensors)
+    to_end(steps)
+    assert digest_tensors(partial.tensors) == before
+    train_on(training, data, resume=partial, epochs=2)
+    assert digest_tensors(partial.tensors) == before
 
 
 # What is computed.

@@ -1,0 +1,119 @@
+"""The layout of a run: where in its store each object lies. Nothing else joins paths.
+
+    run.json                            configuration in full, placement, data fingerprint; created once
+    initial/<digest>.safetensors        initial weights, where the recipe names a file
+    index/<digest>.arrow                who is in a shard: ids, subjects, row digests
+    test/<digest>.arrow                 the test set
+    slices/<digest>.arrow               samples of one (shard, slice) as they are live
+    stages/<key>/weights.safetensors    the result of a stage
+    stages/<key>/stage.json             its commit record, written last
+    stages/<key>/partial/<n>.*          state inside a stage, and its record; removed at commit
+    ledger/<n>.json                     deletion request n, from 1
+    segments/<n>.jsonl                  the requests up to n that no earlier segment has, in one object
+    heads/<n>.json                      ensemble n in force, from 1
+    certificates/<n>.json               what was done for request n
+    lease/<n>.json                      who reconciles
+    reports/<name>                      what was measured
+
+Paths only: nothing here reads or writes.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+RUN = "run.json"
+LEDGER, SEGMENTS, HEADS, CERTIFICATES = "ledger", "segments", "heads", "certificates"
+LEASES, REPORTS = "lease", "reports"
+DIGITS = 8  # numbered objects sort by name
+NUMBERED = re.compile(r"(\d+)\.jsonl?")
+BACKUP = "Restore it from a backup"
+# What follows from other objects, and is made anew once it is gone.
+REMADE = {
+    "stages/weights",
+    "stages/stage",
+    "partial/state",
+    "partial/record",
+    "segments",
+    "certificates",
+    "lease",
+    "reports",
+}
+
+
+def stage_record(key: str) -> str:
+    """Commit record of a stage."""
+    return f"stages/{key}/stage.json"
+
+
+def stage_weights(key: str) -> str:
+    """Weights of a stage."""
+    return f"stages/{key}/weights.safetensors"
+
+
+def partials(key: str) -> str:
+    """Folder of the states inside a stage."""
+    return f"stages/{key}/partial"
+
+
+def partial_state(key: str, number: int) -> str:
+    """State inside a stage."""
+    return f"{partials(key)}/{number:0{DIGITS}d}.safetensors"
+
+
+def partial_record(key: str, number: int) -> str:
+    """Record of a state inside a stage, written after it."""
+    return numbered(partials(key), number)
+
+
+def slice_object(digest: str) -> str:
+    """Samples of a slice."""
+    return f"slices/{digest}.arrow"
+
+
+def test_object(digest: str) -> str:
+    """The test set."""
+    return f"test/{digest}.arrow"
+
+
+def shard_index(digest: str) -> str:
+    """Index of a shard."""
+    return f"index/{digest}.arrow"
+
+
+def initial_weights(digest: str) -> str:
+    """Weights that all shards start from."""
+    return f"initial/{digest}.safetensors"
+
+
+def numbered(folder: str, number: int) -> str:
+    """Object `number` of a numbered series: ledger, heads, certificates or lease."""
+    return f"{folder}/{number:0{DIGITS}d}.json"
+
+
+def segment(number: int) -> str:
+    """The requests up to `number` that no earlier segment has."""
+    return f"{SEGMENTS}/{number:0{DIGITS}d}.jsonl"
+
+
+def report(name: str) -> str:
+    """A report by its file name."""
+    return f"{REPORTS}/{name}"
+
+
+def kind_of(path: str) -> str:
+    """What an object is, without what makes its name unique: `heads`, `stages/weights`, `partial/record` and so on."""
+    folder, *inner = path.split("/")
+    if folder != "stages" or len(inner) < 2:
+        return folder
+    if inner[1] == "partial":
+        return "partial/record" if path.endswith(".json") else "partial/state"
+    return f"stages/{Path(inner[1]).stem}"
+
+
+def damaged(path: str) -> str:
+    """What to do about an object that is not what was written."""
+    if kind_of(path) in REMADE:
+        return "Run `ray-sisa check RUN --repair`: what follows from other objects is made again"
+    return f"{BACKUP}, then run `ray-sisa check RUN`"

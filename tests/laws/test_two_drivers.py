@@ -1,0 +1,106 @@
+"""Law: one driver at a time, and one that was overtaken commits nothing that counts.
+
+Real processes are stopped (SIGSTOP, by a crash point) beside each kind of write for longer than their lease, overtaken
+by another process, and woken (SIGCONT). Nothing is faked; only the lease is shorter than by default.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from small_runs import assert_same_models, without
+
+from ray_sisa.run import Run
+from ray_sisa.samples import Samples
+
+LEASE_S = "0.5"
+POINTS = (
+    "before create heads",  # the rolled-back one
+    "before put slices",
+    "before delete slices",
+    "before delete stages/stage",
+    "before put stages/weights",
+    "before create stages/stage",
+    "after create stages/stage",
+    "before create heads 2",  # the full one
+)
+
+
+def command(verb: str, run: Run, **environment: str) -> subprocess.Popen[str]:
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
+    return subprocess.Popen(
+        [sys.executable, "-m", "ray_sisa.cli", verb, run.store.uri, "--runner", "local", "--quiet"],
+        env=os.environ | {"RAY_SISA_LEASE_S": LEASE_S, "PYTHONPATH": paths} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@contextmanager
+def stopped(point: str, run: Run) -> Iterator[subprocess.Popen[str]]:
+    """A process that unlearns and has stopped at a point; killed at the end if it still lives."""
+    process = command("unlearn", run, RAY_SISA_CRASH_AT=f"stop {point}")
+    try:
+        assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1]), process.communicate()
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_paused_driver_commits_nothing_that_counts(
+    point: str, samples: Samples, copied: Callable[..., Run], from_scratch: Callable[[Samples, str], Run]
+) -> None:
+    run = copied()
+    first, second = run.sample_ids(0, 1)[:2]
+    run.forget(samples=[first])
+    with stopped(point, run) as paused:
+        run.forget(samples=[second])
+        run.unlearn(runner="local", wait_s=60)
+        served, head = run.ensemble().constituents, run.status().head
+        wanted = {record.key for record in run.stages()}
+        paused.send_signal(signal.SIGCONT)
+        _, told = paused.communicate(timeout=60)
+    assert paused.returncode == 1, told
+    assert "took over this run" in told or "was written by another process" in told
+    assert (run.ensemble().constituents, run.status().head) == (served, head)
+    late = run.store.stage_files().keys() - wanted
+    assert len(late) == (point in ("before put stages/weights", "before create stages/stage"))
+    assert {finding.path.split("/")[1] for finding in run.check().findings} == late
+    run.unlearn(runner="local")
+    assert run.check().ok
+    assert run.store.stage_files().keys() == wanted
+    assert_same_models(run, from_scratch(without(samples, [first, second]), "mlp"))
+    assert [certificate.request for certificate in run.certificates()] == [1, 2]
+
+
+def test_a_dead_holder_is_waited_for_no_longer_than_its_lease(copied: Callable[..., Run]) -> None:
+    run = copied()
+    run.forget(samples=run.sample_ids(0, 1)[:1])
+    killed = command("unlearn", run, RAY_SISA_CRASH_AT="before create certificates")
+    killed.communicate(timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    done = run.unlearn(runner="local", wait_s=60)
+    assert (done.requests, done.stages_trained) == ((1,), 0)
+
+
+def test_the_second_says_who_has_it_or_waits(copied: Callable[..., Run]) -> None:
+    run = copied()
+    run.forget(samples=run.sample_ids(0, 1)[:1])
+    with stopped("before put stages/weights", run) as first:
+        first.send_signal(signal.SIGCONT)
+        second = command("unlearn", run)
+        answers = [process.communicate(timeout=60) for process in (first, second)]
+    assert first.returncode == 0, answers[0]
+    assert second.returncode == 0 or f"/{first.pid}/" in answers[1][1]
+    assert run.status().complete
+    assert len(run.certificates()) == 1
