@@ -37,7 +37,7 @@ _PROCESSES: set[int] = set()  # that have used a server: a fork inherits what it
 # What will be the same the next time, though the library has no other name for it.
 FOR_GOOD = re.compile(
     r"builder error|NoSuchBucket|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|"
-    r"status code: (3\d\d|40[0-7]|41\d)|\b40[0134]\b|not found in the environment|no credentials",
+    r"status code: (3\d\d|40[0-7]|41\d)|not found in the environment|no credentials",
     re.IGNORECASE,
 )
 # No credentials were given, and none came from the machine's role.
@@ -46,7 +46,7 @@ AGAIN = "See that the server runs and can be reached, then run the same command 
 REMEDIES = {
     "NoSuchBucket": "Make the bucket, or correct storage_path",
     FROM_ROLE.pattern: "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE: there are no credentials",
-    r"AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|\b40[13]\b": (
+    r"AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|status code: 40[13]": (
         "Check the credentials: they must be valid, and allow to get, put, list and delete objects there"
     ),
     r"No space left|quota|File too large": "Free some space, then run the same command again",

@@ -40,7 +40,7 @@ from ray_sisa.config import Scaling
 from ray_sisa.engine.local_runner import LocalRunner
 from ray_sisa.engine.ray_runner import RayRunner, _satisfies
 from ray_sisa.engine.runner import Placed, Runner
-from ray_sisa.engine.work import ChainEnded, ChainWork, Event, StageDone
+from ray_sisa.engine.work import ChainEnded, ChainWork, EpochDone, Event, StageDone
 from ray_sisa.errors import DataError, ResourcesError, TrainingError
 from ray_sisa.run import Run
 from ray_sisa.samples import Samples
@@ -176,6 +176,35 @@ def test_trained_here_and_unlearned_on_ray(samples: Samples, on_ray: RayRunner, 
     done = mixed.unlearn(runner=on_ray, tell=events.append)
     assert done.stages_trained == len([e for e in events if isinstance(e, StageDone)]) == 3
     assert_same_models(mixed, train(tmp_path, "never", LocalRunner(), without(samples, ids), MLP))
+
+
+def test_a_request_stops_what_it_taints_and_nothing_else(samples: Samples, on_ray: RayRunner, tmp_path: Path) -> None:
+    """Real are the workers, and the request that comes while both of them train a stage of several seconds."""
+    recipe, layout = MLP | {"epochs_per_slice": 120}, {"shards": 2, "slices": 1}
+    run = Run.create(small_config(tmp_path, recipe=recipe, placement=layout), dataset=dataset(samples))
+    ids, events = run.sample_ids(0, 1)[:1], list[Event]()
+    (tainted,), (kept,) = (run.live.chain(shard, set()).keys for shard in (0, 1))
+
+    def forget_at_once(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, EpochDone) and event.stage.key == tainted and not run.status().requests:
+            Run.open(run.store.uri).forget(samples=ids)
+
+    run.train(runner=on_ray, tell=forget_at_once)
+    committed = [event.record.key for event in events if isinstance(event, StageDone)]
+    assert tainted not in committed
+    assert committed.count(kept) == 1
+    epochs = [event.stage.key for event in events if isinstance(event, EpochDone)]
+    assert 0 < epochs.count(tainted) < 120
+    assert (run.status().complete, run.status().pending_requests) == (True, ())
+    assert_same_models(run, scratch_of(tmp_path, on_ray, without(samples, ids), recipe, layout))
+
+
+def scratch_of(folder: Path, runner: Runner, samples: Samples, recipe: dict[str, Any], layout: dict[str, int]) -> Run:
+    config = small_config(folder, name="scratch", recipe=recipe, placement=layout)
+    run = Run.create(config, dataset=dataset(samples))
+    run.train(runner=runner)
+    return run
 
 
 def test_evaluate_and_verify_measure_the_same_on_both(samples: Samples, on_ray: RayRunner, tmp_path: Path) -> None:

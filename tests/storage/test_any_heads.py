@@ -1,4 +1,4 @@
-"""Heads, on local disk and on S3: what is left of an ensemble when requests come, and the numbered chain of what was in force."""
+"""Heads, on local disk and on S3: what requests leave of an ensemble, and the numbered chain of what was in force."""
 
 from __future__ import annotations
 

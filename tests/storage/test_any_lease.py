@@ -1,4 +1,4 @@
-"""The lease, on local disk and on S3: one holder at a time, among threads and among processes that are really stopped."""
+"""The lease, on local disk and on S3: one holder at a time, among threads and processes that are really stopped."""
 
 from __future__ import annotations
 

@@ -5,9 +5,20 @@ from __future__ import annotations
 import pickle
 
 import pytest
+from obstore.exceptions import GenericError
 
+from ray_sisa import location
 from ray_sisa.errors import StoreError
-from ray_sisa.location import join_run, open_remote, resolve_uri, without_options
+from ray_sisa.location import (
+    Outage,
+    join_run,
+    may_pass,
+    open_remote,
+    reason,
+    remedy,
+    resolve_uri,
+    without_options,
+)
 from ray_sisa.store import Store
 
 URI = "s3://bucket/prefix?endpoint_override=localhost:9000&scheme=http"
@@ -59,3 +70,64 @@ def test_a_profile_needs_what_reads_profiles(monkeypatch: pytest.MonkeyPatch) ->
 def test_what_is_no_store_is_refused() -> None:
     with pytest.raises(StoreError, match="cannot be opened"):
         open_remote("nonsense://bucket/a")
+
+
+# --- errors of the library
+
+
+REFUSED = (
+    "Generic S3 error: Error performing GET http://127.0.0.1:1/b?list-type=2&prefix=x in 2.5s, after 2 retries, "
+    "max_retries: 1000, retry_timeout: 10s  - HTTP error: error sending request\n\nDebug source:\n"
+    'Generic { message: "Connection refused" }'
+)
+DENIED = (
+    "Generic S3 error: Error performing GET http://127.0.0.1:1/b?x in 1.5ms - Server returned non-2xx status code: "
+    "403 Forbidden: <?xml version='1.0'?>\n<Error><Code>AccessDenied</Code><Message>SECRET</Message></Error>"
+)
+
+
+def test_what_the_library_says_becomes_a_line() -> None:
+    assert reason(GenericError(REFUSED)) == (
+        "Generic S3 error: Error performing GET http://127.0.0.1:1/b - HTTP error: error sending request "
+        "(Connection refused)"
+    )
+    assert reason(GenericError(DENIED)).endswith("status code: 403 Forbidden (AccessDenied)")
+
+
+@pytest.mark.parametrize(
+    ("text", "passes", "advice"),
+    [
+        (REFUSED, True, "See that the server runs"),
+        (REFUSED.replace("in 2.5s", "in 403.25ms"), True, "See that the server runs"),  # no status, but a time
+        (DENIED, False, "Check the credentials"),
+        ("status code: 404 Not Found: <Code>NoSuchBucket</Code>", False, "Make the bucket"),
+        ("status code: 503 Service Unavailable", True, "See that the server runs"),
+        ("Unable to copy data: No space left on device (os error 28)", True, "Free some space"),
+    ],
+)
+def test_errors_that_pass_and_what_to_do(text: str, passes: bool, advice: str) -> None:
+    assert may_pass(GenericError(text)) is passes
+    assert advice in remedy(GenericError(text))
+
+
+def test_without_credentials_the_role_of_the_machine_is_asked_once() -> None:
+    error = GenericError("Error performing PUT http://169.254.169.254/latest/api/token - HTTP error: error sending")
+    assert not may_pass(error, answered=False)
+    assert may_pass(error, answered=True)
+    assert "there are no credentials" in remedy(error)
+
+
+def test_all_requests_share_an_outage(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(location.time, "monotonic", lambda: now[0])
+    outage = Outage()
+    lasted = []
+    for at, began in ((1001, 1000), (1060, 1059), (1200, 1199)):
+        now[0] = at
+        lasted.append(outage.failed(began, "why"))
+    assert lasted == [1.0, 60.0, 200.0]
+    assert caplog.text.count("waiting up to 180 s for a server: why") == 1
+    outage.answered()
+    assert outage.failed(1199.5, "why") == 0.5
+    now[0] = 9000.0  # nobody asked for long: that is another outage
+    assert outage.failed(8999.0, "why") == 1.0
