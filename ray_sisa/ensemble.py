@@ -10,7 +10,7 @@ import numpy as np
 
 from ray_sisa.errors import DataError, StoreError
 from ray_sisa.heads import in_force, latest_head
-from ray_sisa.layout import HEADS, LEDGER, damaged, numbered, stage_weights
+from ray_sisa.layout import HEADS, LEDGER, RUN, UNREACHABLE, damaged, numbered, stage_weights
 from ray_sisa.ledger import EMPTY, read_ledger
 from ray_sisa.records import Constituent, RunRecord
 from ray_sisa.store import Store
@@ -125,5 +125,6 @@ def constituent_outputs(inputs: Inputs, key: str) -> np.ndarray:
     from ray_sisa.stages import load_stage
     from ray_sisa.training import predict_log_probabilities
 
+    inputs.store.get(RUN, UNREACHABLE)  # a node that sees another folder says so, and not that a stage is lost
     weights = load_stage(inputs.store, key, inputs.run.training)
     return predict_log_probabilities(weights, inputs.images, inputs.run.training, inputs.device)

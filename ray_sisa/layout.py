@@ -29,6 +29,7 @@ LEASES, REPORTS = "lease", "reports"
 DIGITS = 8  # numbered objects sort by name
 NUMBERED = re.compile(r"(\d+)\.jsonl?")
 BACKUP = "Restore it from a backup"
+UNREACHABLE = "storage_path must be reachable from every node: use an object store or a folder that all of them mount"
 # What follows from other objects, and is made anew once it is gone.
 REMADE = {
     "stages/weights",

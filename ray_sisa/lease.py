@@ -6,6 +6,7 @@ number has the run; a holder that was paused finds a higher number when it looks
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import socket
@@ -16,12 +17,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ray_sisa.errors import BusyError, StoreError
-from ray_sisa.layout import LEASES, numbered
+from ray_sisa.layout import LEASES, UNREACHABLE, numbered
 from ray_sisa.records import LeaseRecord
 from ray_sisa.store import Store
 
+logger = logging.getLogger(__name__)
+
 NUM_LOOKS, LOOK_S = 20, 0.1
-SHARED = "Use an object store, or a folder that every node mounts at this path"
 DURATION_S = float(os.environ.get("RAY_SISA_LEASE_S", "30"))  # how long a dead holder blocks the next
 
 
@@ -61,8 +63,12 @@ class Lease:
         self._heart.join()
         # An expired record takes its place: numbers only grow, so a paused holder can always tell that it lost.
         record = _next(self._record.number, self._record.holder, -math.inf)
-        if self._store.create(numbered(LEASES, record.number), record.to_bytes()):
-            self._store.delete([numbered(LEASES, self._record.number)])
+        try:
+            if self._store.create(numbered(LEASES, record.number), record.to_bytes()):
+                self._store.delete([numbered(LEASES, self._record.number)])
+        except StoreError as error:
+            # The work is done, or has failed for a reason of its own, which this one must not hide.
+            logger.warning("the run could not be given back, and is free in %g s: %s", self._duration_s, error)
 
     def _beat(self) -> None:
         while not self._released.wait(self._duration_s / 3):
@@ -95,7 +101,7 @@ def is_held(store: Store, record: LeaseRecord) -> bool:
             return latest.holder == record.holder
         time.sleep(LOOK_S)  # a listing may fall between the making of a lease and the deletion of the one before
     rule = "does not know of the lease that the driver holds: it is another folder than the driver's"
-    raise StoreError("storage_path", store.where(""), rule, SHARED)
+    raise StoreError("storage_path", store.where(""), rule, UNREACHABLE)
 
 
 @contextmanager
@@ -126,8 +132,11 @@ def _take(store: Store, wait_s: float, duration_s: float) -> Lease:
         if latest is None or latest.expires_at < time.time():
             record = _next(numbers[-1] if numbers else 0, holder, duration_s)
             if store.create(numbered(LEASES, record.number), record.to_bytes()):
-                store.delete(numbered(LEASES, n) for n in numbers)
-                return Lease(store, record, duration_s)
+                if store.numbers(LEASES)[-1] == record.number:
+                    store.delete(numbered(LEASES, n) for n in numbers)
+                    return Lease(store, record, duration_s)
+                # Others have had this number, and given it back, since the look at what there is.
+                store.delete([numbered(LEASES, record.number)])
         elif time.monotonic() >= deadline:
             left = latest.expires_at - time.time()
             rule = f"is working on this run (its lease ends in {left:.0f} s unless it is renewed)"

@@ -115,7 +115,7 @@ def read_test(store: Store, digest: str) -> Samples:
 
 
 def _read(store: Store, path: str, digest: str) -> Samples:
-    samples = slice_from_bytes(store.get(path), f"{store.uri}/{path}")
+    samples = slice_from_bytes(store.get(path), store.where(path))
     if digest_of_slice(samples) != digest:
-        raise StoreError(f"{store.uri}/{path}", "", "does not hold the samples that it is named after", TAMPERED)
+        raise StoreError(store.where(path), "", "does not hold the samples that it is named after", TAMPERED)
     return samples

@@ -15,7 +15,7 @@ from ray_sisa.engine.runner import OpenRunner, device_of
 from ray_sisa.errors import StoreError
 from ray_sisa.heads import in_force, latest_head
 from ray_sisa.index import SliceSummary
-from ray_sisa.layout import slice_object, stage_record
+from ray_sisa.layout import RUN, UNREACHABLE, slice_object, stage_record
 from ray_sisa.ledger import Ledger, read_ledger
 from ray_sisa.lineage import Chain, Stage, make_chain, recipe_digest
 from ray_sisa.live import LiveSet
@@ -128,6 +128,7 @@ def _jobs(chains: Sequence[Chain], sample: int | None, deleted: dict[int, set[st
 
 def replay(shared: Replayer, job: ReplayJob) -> list[StageCheck]:
     """Trains the stages of a job again, in the process that calls."""
+    shared.store.get(RUN, UNREACHABLE)  # a node that sees another folder says so, and not that slices are lost
     parts, problems = _read_slices(shared.store, job)
     recomputed = _recomputed_keys(shared.run, job.chain, parts)
     checks: list[StageCheck] = []

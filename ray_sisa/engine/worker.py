@@ -16,7 +16,7 @@ from ray_sisa import partials
 from ray_sisa.config import CheckpointEvery
 from ray_sisa.engine.work import ChainWork, EpochDone, StageDone, StageUnderway, WorkerEvent
 from ray_sisa.errors import StoreError
-from ray_sisa.layout import LEDGER, RUN, numbered
+from ray_sisa.layout import LEDGER, RUN, UNREACHABLE, numbered
 from ray_sisa.lease import is_held
 from ray_sisa.ledger import read_ledger
 from ray_sisa.lineage import Stage
@@ -28,7 +28,6 @@ from ray_sisa.stages import commit_stage, environment_of, load_initial, load_sta
 from ray_sisa.store import Store
 from ray_sisa.training import LabelledImages, Weights, check_partial, initial_state, train_stage
 
-UNREACHABLE = "storage_path must be reachable from every node: use an object store or a folder that all of them mount"
 TELL_EVERY_S = 10.0  # within a stage; the driver of a large cluster hears all workers
 
 logger = logging.getLogger(__name__)

@@ -60,13 +60,12 @@ def test_training(what: str, run: Run, tmp_path: Path) -> None:
     message = str(caught.value)
     assert "storage_path" in message
     assert "it is another folder than the driver's" in message
-    assert "Use an object store, or a folder that every node mounts at this path" in message
+    assert "use an object store or a folder that all of them mount" in message
     assert (sorted(seen.rglob("*")) if seen.exists() else None) == before
     run.train(runner="local")
     assert run.check().ok
 
 
-@pytest.mark.xfail(reason="jobs of evaluate and verify say that an object is lost, and not why", strict=True)
 @pytest.mark.parametrize("ask", ["evaluate", "verify"])
 def test_jobs_that_only_read(ask: str, run: Run, tmp_path: Path) -> None:
     run.train(runner="local")

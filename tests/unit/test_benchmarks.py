@@ -17,6 +17,7 @@ ANSWERS = {
     "training_step": {"float32: stage", "bfloat16: stage / bare fused"},
     "engine_overhead": {"Ray / bare", "stage's end to next start"},
     "planning": {"all", "stage keys and plan", "peak memory of the process"},
+    "ledger": {"append, 8 processes: median"},
     "time_to_effective": {"one sample: effective, p50", "one sample: effective, p99", "20 shards: effective, p50"},
 }
 
@@ -28,6 +29,7 @@ ANSWERS = {
         "training_step",
         pytest.param("engine_overhead", marks=pytest.mark.ray),
         "planning",
+        "ledger",
         "time_to_effective",
     ],
 )
