@@ -167,7 +167,11 @@ def main() -> None:
         ],
         arguments=arguments,
         raw={"alone": alone, "together": together, "long": opened},
-        settings={"requests": arguments.requests, "long": arguments.long, "kind": place.partition(":")[0][:5]},
+        settings={
+            "requests": arguments.requests,
+            "long": arguments.long,
+            "kind": place.partition("://")[0] if "://" in place else "folder",
+        },
         before=before,
     )
 
