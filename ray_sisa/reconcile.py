@@ -33,7 +33,7 @@ from ray_sisa.store import Store
 
 logger = logging.getLogger(__name__)
 
-MAX_POSITIONS = 100  # of the ledger, looked at to tell what a purged name was
+MAX_POSITIONS = 10  # of the ledger, looked at to tell what a purged name was
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +81,7 @@ class Reconciler:
             while True:
                 ledger = self._make_effective()
                 chains = self._live.chains(ledger)
+                self._check_ours(chains)
                 self._purge(chains, ledger, lease)
                 self._train(chains, ledger, open_runner, lease)
                 # A request that came meanwhile starts the next round: it is in the ledger, so it is not lost.
@@ -95,18 +96,15 @@ class Reconciler:
         ledger = self._ledger = read_ledger(self._store, self._ledger)
         head = heads.latest_head(self._store)
         kept = heads.in_force(self._store, ledger, head)
-        self._check_ours(ledger, head)
         if head is not None and head.ledger < ledger.position:
             heads.write_head(self._store, kept, ledger=ledger, complete=False)
             self._seconds_to_effective = time.perf_counter() - self._began
         return ledger
 
-    def _check_ours(self, ledger: Ledger, head: Head | None) -> None:
+    def _check_ours(self, chains: Sequence[Chain]) -> None:
         """Passes if what is in force is of this run: else all that is there would be purged as strange to it."""
-        if head is None:
-            return
-        names = _names(self._live.chains(ledger, up_to=head.ledger))[0]
-        if strange := [c.key for c in head.constituents if c.key not in names]:
+        head, names = heads.latest_head(self._store), _names(chains)[0]
+        if head is not None and (strange := [c.key for c in head.constituents if c.key not in names]):
             rule = f"names stages that do not follow from run.json and the ledger: {', '.join(strange)}"
             remedy = "Another run's objects lie here. Run `ray-sisa check RUN`, and restore what it names"
             raise StoreError(self._store.where(numbered(HEADS, head.number)), "", rule, remedy)
@@ -142,8 +140,11 @@ class Reconciler:
         if not keys and not slices:
             return
         since = heads.history(self._store, ledger.position + 1)
-        first = since[0].ledger if since and since[0].complete else 0
-        for position in range(max(first, ledger.position - MAX_POSITIONS), ledger.position + 1):
+        # Whoever worked on a later state of the ledger wrote a head for it; before the first head nobody did.
+        positions = {head.ledger for head in since} or set(
+            range(max(0, ledger.position - MAX_POSITIONS), ledger.position)
+        )
+        for position in sorted(positions | {ledger.position}):
             explained = _names(self._live.chains(ledger, up_to=position))
             keys, slices = keys - explained[0], slices - {slice_object(digest) for digest in explained[1]}
         for name in [f"stages/{key}" for key in sorted(keys)] + sorted(slices):

@@ -180,7 +180,7 @@ def test_trained_here_and_unlearned_on_ray(samples: Samples, on_ray: RayRunner, 
 
 def test_a_request_stops_what_it_taints_and_nothing_else(samples: Samples, on_ray: RayRunner, tmp_path: Path) -> None:
     """Real are the workers, and the request that comes while both of them train a stage of several seconds."""
-    recipe, layout = MLP | {"epochs_per_slice": 120}, {"shards": 2, "slices": 1}
+    recipe, layout = MLP | {"epochs_per_slice": 200, "batch_size": 4}, {"shards": 2, "slices": 1}
     run = Run.create(small_config(tmp_path, recipe=recipe, placement=layout), dataset=dataset(samples))
     ids, events = run.sample_ids(0, 1)[:1], list[Event]()
     (tainted,), (kept,) = (run.live.chain(shard, set()).keys for shard in (0, 1))
@@ -195,7 +195,7 @@ def test_a_request_stops_what_it_taints_and_nothing_else(samples: Samples, on_ra
     assert tainted not in committed
     assert committed.count(kept) == 1
     epochs = [event.stage.key for event in events if isinstance(event, EpochDone)]
-    assert 0 < epochs.count(tainted) < 120
+    assert 0 < epochs.count(tainted) < 200
     assert (run.status().complete, run.status().pending_requests) == (True, ())
     assert_same_models(run, scratch_of(tmp_path, on_ray, without(samples, ids), recipe, layout))
 
