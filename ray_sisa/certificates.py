@@ -51,7 +51,7 @@ def certify(store: Store, live: LiveSet, ledger: Ledger) -> tuple[Certificate, .
     if first is None:
         return ()
     written = []
-    for batch in _batches(heads.history(store, first), live, ledger):
+    for batch in _batches(heads.history(store, first), live, ledger, certified):
         for request, shards in zip(batch.requests, batch.shards, strict=True):
             if request.number not in certified:
                 certificate = _certificate(batch, request, shards, ledger, live.full_sample_passes)
@@ -60,14 +60,15 @@ def certify(store: Store, live: LiveSet, ledger: Ledger) -> tuple[Certificate, .
     return tuple(written)
 
 
-def _batches(history: Sequence[Head], live: LiveSet, ledger: Ledger) -> Iterator[_Batch]:
-    """The requests between one complete head and the next, for each that a history holds."""
+def _batches(history: Sequence[Head], live: LiveSet, ledger: Ledger, certified: set[int]) -> Iterator[_Batch]:
+    """The requests between one complete head and the next, for each that lacks a certificate and a history holds."""
     earlier, rolled = 0, list[Head]()
     for head in history:
         rolled.append(head)
         if head.complete:
             # A history begins with the first head there ever was, or with the complete one before what it is about.
-            if head.ledger > earlier and (head is not history[0] or head.number == 1):
+            lacks = not certified.issuperset(range(earlier + 1, head.ledger + 1))
+            if lacks and (head is not history[0] or head.number == 1):
                 yield _batch(earlier, rolled, live, ledger)
             earlier, rolled = head.ledger, []
 

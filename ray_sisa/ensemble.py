@@ -45,13 +45,21 @@ class Ensemble:
     def refresh(self) -> None:
         """Loads what has come into force since, and lets go of the rest; networks that still vote stay loaded."""
         while self._outdated():
-            self._ledger = read_ledger(self._store, self._ledger)
+            # The head first: it respects no request that is not in a ledger read after it.
             head = latest_head(self._store)
+            ledger = read_ledger(self._store, self._ledger)
             if head is None:
                 rule = "has no ensemble yet: its training has not ended"
                 raise StoreError("run", self._store.uri, rule, "Run `ray-sisa train` to its end")
-            self.head, self.constituents = head.number, in_force(self._store, self._ledger, head)
-            self._networks = {c.key: self._networks.get(c.key) or self._load(c) for c in self.constituents}
+            try:
+                constituents = in_force(self._store, ledger, head)
+                networks = {c.key: self._networks.get(c.key) or self._load(c, head.number) for c in constituents}
+            except StoreError:
+                if self._is_newer(ledger.position, head.number):
+                    continue  # what was to be read may have been purged meanwhile, as it should be
+                raise
+            # All at once, and last: after an error above the next prediction looks again, and does not vote with less.
+            self._ledger, self.head, self.constituents, self._networks = ledger, head.number, constituents, networks
 
     def predict_proba(self, images: np.ndarray, rule: Rule = "mean") -> np.ndarray:
         """Aggregated scores, float [N, K], rows summing to 1: the higher, the likelier the class.
@@ -78,10 +86,13 @@ class Ensemble:
 
     def _outdated(self) -> bool:
         """Two reads: the next request and the next head go to the next number."""
-        newer = (numbered(LEDGER, self._ledger.position + 1), numbered(HEADS, self.head + 1))
-        return self.head == 0 or any(self._store.find(path) is not None for path in newer)
+        return self.head == 0 or self._is_newer(self._ledger.position, self.head)
 
-    def _load(self, constituent: Constituent) -> nn.Module:
+    def _is_newer(self, position: int, head: int) -> bool:
+        newer = (numbered(LEDGER, position + 1), numbered(HEADS, head + 1))
+        return any(self._store.find(path) is not None for path in newer)
+
+    def _load(self, constituent: Constituent, head: int) -> nn.Module:
         from ray_sisa.digests import digest_tensors
         from ray_sisa.stages import load_stage
         from ray_sisa.training import load_network
@@ -89,7 +100,7 @@ class Ensemble:
         weights = load_stage(self._store, constituent.key, self._run.training)
         if digest_tensors(weights) != constituent.weights_digest:
             path = stage_weights(constituent.key)
-            rule = f"is not what head {self.head} put in force"
+            rule = f"is not what head {head} put in force"
             raise StoreError(self._store.where(path), "", rule, damaged(path))
         return load_network(self._run.training, weights, self._device)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 
 from ray_sisa.clock import now
@@ -11,6 +12,8 @@ from ray_sisa.layout import HEADS, LEDGER, numbered, stage_record
 from ray_sisa.ledger import Ledger
 from ray_sisa.records import Constituent, Head, StageRecord
 from ray_sisa.store import Store
+
+logger = logging.getLogger(__name__)
 
 
 def latest_head(store: Store) -> Head | None:
@@ -23,7 +26,14 @@ def history(store: Store, since: int = 1) -> list[Head]:
     """The heads that respect request `since` or a later one, and the complete head before them; the oldest first."""
     found: list[Head] = []
     for number in reversed(store.numbers(HEADS)):
-        head = store.read(numbered(HEADS, number), Head)
+        try:
+            head = store.read(numbered(HEADS, number), Head)
+        except StoreError as error:
+            if not found:
+                raise
+            # What is in force does not depend on it: requests may only seem to have been effective later.
+            logger.warning("a head of the past is passed over: %s", error)
+            continue
         found.append(head)
         if head.complete and head.ledger < since:
             break
@@ -52,12 +62,21 @@ def in_force(store: Store, ledger: Ledger, head: Head | None) -> tuple[Constitue
     Raises:
         StoreError: the ledger lacks or changed a request that the head respects.
     """
+    check_respected(store, ledger, head)
+    return roll_back(store, head.constituents, ledger.touched(head.ledger)) if head else ()
+
+
+def check_respected(store: Store, ledger: Ledger, head: Head | None) -> None:
+    """Passes if a ledger has what a head respects. Read the head first: requests may come between the two.
+
+    Raises:
+        StoreError: the ledger lacks or changed a request that the head respects.
+    """
     if head is None:
-        return ()
+        return
     if head.ledger > ledger.position or ledger.tip(head.ledger) != head.ledger_tip:
         rule = f"is not the ledger that head {head.number} respects: its request {head.ledger} is lost or was edited"
         raise StoreError(store.where(LEDGER), f"{ledger.position} requests", rule, "Restore the ledger from a backup")
-    return roll_back(store, head.constituents, ledger.touched(head.ledger))
 
 
 def roll_back(store: Store, constituents: Sequence[Constituent], touched: Mapping[int, int]) -> tuple[Constituent, ...]:

@@ -93,8 +93,8 @@ class Reconciler:
         return self._summary(head, chains, certificates)
 
     def _make_effective(self) -> Ledger:
+        head = heads.latest_head(self._store)  # before the ledger: it respects no request that comes later
         ledger = self._ledger = read_ledger(self._store, self._ledger)
-        head = heads.latest_head(self._store)
         kept = heads.in_force(self._store, ledger, head)
         if head is not None and head.ledger < ledger.position:
             heads.write_head(self._store, kept, ledger=ledger, complete=False)

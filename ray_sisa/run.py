@@ -189,7 +189,10 @@ class Run:
             )
         if not found.places:
             raise RequestError("request", "", "names no sample of this run", "Name samples or subjects")
-        deleted = self.ledger().deleted()
+        head = heads.latest_head(self.store)
+        # A ledger that lost its end would give the number of a lost request to this one, and a restore would undo it.
+        heads.check_respected(self.store, self.ledger(), head)
+        deleted = self._ledger.deleted()
         named = [(shard, sample) for (shard, _), samples in found.places.items() for sample in samples]
         gone = sum(sample in deleted.get(shard, ()) for shard, sample in named)
         request = append(self.store, found.places, reason, key, self._ledger)
@@ -215,7 +218,8 @@ class Run:
 
     def status(self) -> Status:
         """The run as its store says it is; one listing, no weights."""
-        ledger, head = self.ledger(), heads.latest_head(self.store)
+        head = heads.latest_head(self.store)  # before the ledger, see `heads.check_respected`
+        ledger = self.ledger()
         certified = set(self.store.numbers(CERTIFICATES))
         chains, present = self.live.chains(ledger), self.store.committed_stages()
         pending = tuple(r.number for r in ledger.requests if r.number not in certified)
@@ -237,7 +241,8 @@ class Run:
 
     def in_force(self, ledger: Ledger | None = None, head: Head | None = None) -> tuple[Constituent, ...]:
         """Who votes now: the head, less what requests that it does not know of yet have tainted."""
-        return heads.in_force(self.store, ledger or self.ledger(), head or heads.latest_head(self.store))
+        head = head or heads.latest_head(self.store)
+        return heads.in_force(self.store, ledger or self.ledger(), head)
 
     def ensemble(self, device: str = "cpu") -> Ensemble:
         """The ensemble in force, loaded; from the instant `forget` returns it is clean of the request.

@@ -56,11 +56,16 @@ def commit_stage(
         committed_at=now(),
     )
     known = store.find_record(stage_record(stage.key), StageRecord)
-    if known is None or store.find(stage_weights(stage.key)) is None:
+    if known is not None and store.find(stage_weights(stage.key)) is None:
+        store.delete([stage_record(stage.key)])  # of weights that are lost: these may have been made elsewhere
+        known = None
+    if known is None:
         store.put(stage_weights(stage.key), data)
         if store.create(stage_record(stage.key), record.to_bytes()):
             return record
         known = store.read(stage_record(stage.key), StageRecord)
+        if digest_bytes(store.get(stage_weights(stage.key))) != known.weights_file_digest:
+            store.delete([stage_record(stage.key)])  # half of each writer's is worse than a stage that is absent
     if known.weights_digest != record.weights_digest:
         rule = f"was trained twice with different results ({known.weights_digest}, {record.weights_digest})"
         remedy = (

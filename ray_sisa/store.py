@@ -105,16 +105,19 @@ class Store:
 
         Where the reply to a write is lost it is written again, and finds itself: equal bytes are this very write.
         """
+        deadline = time.monotonic() + location.TIMEOUT_S
         while True:
             try:
                 self._insist("write", path, lambda: obstore.put(self._uploader(len(data)), path, data, mode="create"))
                 break
-            except AlreadyExistsError:
+            except AlreadyExistsError as error:
                 there = None if self.is_local else self.find(path)
                 if self.is_local or there not in (None, data):
                     return False
                 if there == data:
                     break
+                if time.monotonic() > deadline:
+                    raise self._failed("write", path, error) from None
                 time.sleep(PAUSE_S)  # a server says so too of a write that it has not decided on yet
         self._sync(path)
         return True
@@ -138,9 +141,12 @@ class Store:
         """Deletes objects, in this order; those already gone are no error."""
         if not self.is_local:
             doomed = list(paths)
-            if doomed:
-                self._insist("delete", doomed[0], lambda: obstore.delete(self._writable(), doomed))
-            return
+            try:
+                if doomed:
+                    self._insist("delete", doomed[0], lambda: obstore.delete(self._writable(), doomed))
+                return
+            except FileNotFoundError:
+                paths = doomed  # some kinds of server say so of any that is gone: one by one then
         for path in paths:
             with suppress(FileNotFoundError):
                 self._insist("delete", path, partial(obstore.delete, self._writable(), path))

@@ -16,9 +16,9 @@ from ray_sisa import partials
 from ray_sisa.config import CheckpointEvery
 from ray_sisa.engine.work import ChainWork, EpochDone, StageDone, StageUnderway, WorkerEvent
 from ray_sisa.errors import StoreError
-from ray_sisa.layout import LEDGER, RUN, UNREACHABLE, numbered
+from ray_sisa.layout import LEDGER, RUN, UNREACHABLE, numbered, stage_record, stage_weights
 from ray_sisa.lease import is_held
-from ray_sisa.ledger import read_ledger
+from ray_sisa.ledger import EMPTY, read_ledger
 from ray_sisa.lineage import Stage
 from ray_sisa.records import EpochMetrics, RunRecord, StageRecord
 from ray_sisa.samples import Samples, concatenate
@@ -50,13 +50,19 @@ def train_chain(work: ChainWork, tell_every_s: float = TELL_EVERY_S) -> Iterator
     test = _arrays(read_test(work.store, wanted)) if wanted else None
     weights: Weights | None = None
     parts: list[Samples] = []
+    newer = _NewerRequests(work)
     for position, stage in enumerate(work.chain.stages):
         if stage.key not in work.missing:
             weights = None
             continue
+        if record := _committed(work.store, stage.key):  # by a worker that was lost before it could tell
+            partials.drop(work.store, stage.key)
+            yield StageDone(record=record)
+            weights = None
+            continue
         start = weights if weights is not None else _start(work, run, position)
         parts += [read_slice(work.store, s.slice_digest) for s in work.chain.stages[len(parts) : position + 1]]
-        attempt = _Attempt(work, run, stage)
+        attempt = _Attempt(work, run, stage, newer)
         weights = yield from attempt.train(start, _arrays(concatenate(parts)), test, tell_every_s)
         if weights is None:
             return
@@ -73,8 +79,8 @@ def _start(work: ChainWork, run: RunRecord, position: int) -> Weights:
 class _Attempt:
     """One attempt at a stage, from its start or from the state that an earlier one saved."""
 
-    def __init__(self, work: ChainWork, run: RunRecord, stage: Stage) -> None:
-        self._work, self._training, self._stage = work, run.training, stage
+    def __init__(self, work: ChainWork, run: RunRecord, stage: Stage, newer: _NewerRequests) -> None:
+        self._work, self._training, self._stage, self._newer = work, run.training, stage, newer
         self._began = time.perf_counter()
         self._environment = environment_of(work.device, run.training.recipe.threads)
         check = functools.partial(
@@ -167,7 +173,7 @@ class _Attempt:
         work, stage = self._work, self._stage
         if not is_held(work.store, work.lease):
             return False  # what was saved is the next driver's to use
-        if touched_since(work.store, work.ledger, stage.shard, stage.slice):
+        if self._newer.touch(stage.slice):
             partials.drop(work.store, stage.key)
             return False
         return True
@@ -208,11 +214,28 @@ class Pace:
         return None
 
 
-def touched_since(store: Store, ledger: int, shard: int, slice_number: int) -> bool:
-    """Whether a request after number `ledger` deletes a live sample of slices 1..r of a shard; one read if not."""
-    if store.find(numbered(LEDGER, ledger + 1)) is None:
-        return False
-    return read_ledger(store).touched(ledger).get(shard, slice_number + 1) <= slice_number
+class _NewerRequests:
+    """The requests that came after those that a chain respects, each read once."""
+
+    def __init__(self, work: ChainWork) -> None:
+        self._store, self._shard, self._after = work.store, work.shard, work.ledger
+        self._ledger, self._seen = EMPTY, work.ledger
+        self._first: float = math.inf
+
+    def touch(self, slice_number: int) -> bool:
+        """Whether one of them deletes a live sample of slices 1..r of the shard; one read if none has come."""
+        if self._store.find(numbered(LEDGER, self._seen + 1)) is not None:
+            self._ledger = read_ledger(self._store, self._ledger)
+            self._seen = self._ledger.position
+            self._first = self._ledger.touched(self._after).get(self._shard, math.inf)
+        return self._first <= slice_number
+
+
+def _committed(store: Store, key: str) -> StageRecord | None:
+    """The record of a stage that is there with its weights."""
+    if not {stage_record(key), stage_weights(key)} <= store.sizes(f"stages/{key}").keys():
+        return None
+    return store.read(stage_record(key), StageRecord)
 
 
 def _arrays(samples: Samples) -> LabelledImages:
