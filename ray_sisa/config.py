@@ -131,6 +131,40 @@ def _as_tuple(value: object) -> object:
 Augmentation = Literal["crop", "flip", "cutout"]
 
 
+class DpConfig(_Section):
+    """Differentially private training of every stage: DP-SGD (Abadi et al. 2016) with Poisson sampling."""
+
+    noise_multiplier: Annotated[float, Field(gt=0)] | None = None
+    """Standard deviation of the noise, in units of `max_grad_norm`."""
+    target_epsilon: Annotated[float, Field(gt=0)] | None = None
+    """Largest epsilon of a sample once everything is trained, before any deletion; solved for the noise multiplier."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """L2 norm to which the gradient of each sample is clipped."""
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    accountant: Literal["prv", "rdp"] = "prv"
+    """How epsilon is bounded: privacy random variables (Gopi et al. 2021) or Renyi (Mironov et al. 2019)."""
+    noise: Literal["reproducible", "secure"] = "reproducible"
+    """`reproducible`: from the stage key, so that stages can be replayed; whoever knows the key can take the noise off.
+
+    `secure`: from the operating system's random source; such a stage cannot be replayed.
+    """
+
+    @model_validator(mode="after")
+    def _one_way_to_say_how_much(self) -> DpConfig:
+        if (self.noise_multiplier is None) == (self.target_epsilon is None):
+            raise ValueError("noise_multiplier, target_epsilon: exactly one of the two must be given")
+        return self
+
+
+class NoPeek(_Section):
+    """A penalty that makes activations tell less of the input: distance correlation (Vepakomma et al. 2020)."""
+
+    layer: str
+    """Name of the layer whose output leaves the device."""
+    weight: Annotated[float, Field(gt=0)]
+    """What the distance correlation is multiplied by, beside the cross-entropy."""
+
+
 class Recipe(_Section):
     """All that determines weights besides samples and placement."""
 
@@ -158,6 +192,18 @@ class Recipe(_Section):
     threads: Count = 1
     """CPU threads of a stage; bits depend on it."""
     seed: int = 0
+    dp: DpConfig | None = None
+    nopeek: NoPeek | None = None
+
+    @model_validator(mode="after")
+    def _nopeek_stands_alone(self) -> Recipe:
+        if self.nopeek and self.dp:
+            raise ValueError(
+                "nopeek: must be left out with dp; its penalty is of a whole batch, DP-SGD's are of samples"
+            )
+        if self.nopeek and self.backbone == "frozen":
+            raise ValueError("nopeek: must be left out with backbone: frozen; only its last layer trains")
+        return self
 
     @model_validator(mode="after")
     def _one_epoch_budget(self) -> Recipe:
@@ -301,6 +347,8 @@ class TrainingRecipe(_Section):
     std: tuple[float, ...]
     epochs: tuple[int, ...]
     """Epochs of the stage of each slice 1..R."""
+    noise_multiplier: float | None = None
+    """Of `recipe.dp`: as it was given, or solved for once, when the run was created."""
     semantics: Literal[1] = 1
     """Raised when the same recipe would give other weights by a change of this package."""
 
@@ -318,6 +366,12 @@ class TrainingRecipe(_Section):
         # A field that came after names had been given is left out where it changes nothing: those names stay.
         if self.recipe.backbone == "trained":
             del cause["recipe"]["backbone"]
+        if self.recipe.nopeek is None:
+            del cause["recipe"]["nopeek"]
+        if self.recipe.dp is None:
+            del cause["recipe"]["dp"], cause["noise_multiplier"]
+        else:  # what is told of the guarantee, and how the noise multiplier was found, changes no weights
+            cause["recipe"]["dp"] = {name: cause["recipe"]["dp"][name] for name in ("max_grad_norm", "noise")}
         return cause
 
 

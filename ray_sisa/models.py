@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from ray_sisa.config import TrainingRecipe
 from ray_sisa.digests import digest_bytes
 from ray_sisa.errors import ConfigError
+from ray_sisa.split_convnet import SPLIT_CONVNETS
 
 _FIELD = "recipe.model"
 
@@ -105,13 +106,15 @@ def _require_image(name: str, shape: tuple[int, ...]) -> None:
 def _build_registered(name: str, shape: tuple[int, ...], num_classes: int) -> nn.Module:
     if name in _VECTOR_NETWORKS:
         return _VECTOR_NETWORKS[name](shape, num_classes)
-    if name not in _IMAGE_NETWORKS and name != "efficientnet_lite0":
-        names = ", ".join([*_VECTOR_NETWORKS, *_IMAGE_NETWORKS, "efficientnet_lite0"])
+    if name not in {*_IMAGE_NETWORKS, *SPLIT_CONVNETS, "efficientnet_lite0"}:
+        names = ", ".join([*_VECTOR_NETWORKS, *_IMAGE_NETWORKS, *SPLIT_CONVNETS, "efficientnet_lite0"])
         remedy = f"Choose one of {names}, or give torchvision:NAME or package.module:function"
         raise ConfigError(_FIELD, name, "is no registered network", remedy)
     _require_image(name, shape)
     if name == "efficientnet_lite0":
         return _build_efficientnet_lite0(name, shape, num_classes)
+    if name in SPLIT_CONVNETS:
+        return SPLIT_CONVNETS[name](shape, num_classes)
     return _IMAGE_NETWORKS[name](shape[2], num_classes)
 
 

@@ -29,6 +29,7 @@ def make_training() -> Callable[..., TrainingRecipe]:
         of_data = {
             "model_code": None,
             "initial_weights": None,
+            "noise_multiplier": None,
             "num_classes": 3,
             "mean": (0.5,) * shape[-1],
             "std": (0.25,) * shape[-1],

@@ -61,6 +61,14 @@ CAUSES: list[dict[str, Any]] = [
     {"threads": 2},
     {"seed": 1},
     {"backbone": "frozen", "weights": "a.th"},
+    {"nopeek": {"layer": "conv2", "weight": 0.1}},
+    {"nopeek": {"layer": "conv1", "weight": 0.1}},
+    {"nopeek": {"layer": "conv2", "weight": 0.2}},
+    {"dp": {"noise_multiplier": 1.0}},
+    {"dp": {"noise_multiplier": 1.0, "max_grad_norm": 0.5}},
+    {"dp": {"noise_multiplier": 1.0, "noise": "secure"}},
+    {"dp": {"noise_multiplier": 1.0}, "noise_multiplier": 1.0},
+    {"dp": {"noise_multiplier": 1.0}, "noise_multiplier": 2.0},
     {"optimizer": {"name": "adam"}},
     {"optimizer": {"lr": 0.2}},
     {"optimizer": {"backbone_lr": 0.1}},
@@ -103,6 +111,15 @@ def test_how_it_was_written_changes_no_name(make_training: Make, settings: dict[
     training = make_training(**settings)
     assert epochs_by_slice(training.recipe, 3) == training.epochs
     assert key_of(training) == key_of(make_training())
+
+
+@pytest.mark.parametrize(
+    "told", [{"delta": 1e-6}, {"accountant": "rdp"}, {"noise_multiplier": None, "target_epsilon": 3.0}], ids=str
+)
+def test_what_is_told_of_a_guarantee_changes_no_name(make_training: Make, told: dict[str, Any]) -> None:
+    private = {"noise_multiplier": 1.0}
+    before, after = (make_training(dp=dp, noise_multiplier=1.0) for dp in (private, {**private, **told}))
+    assert key_of(before) == key_of(after)
 
 
 def test_names_are_fixed_for_life(make_training: Make) -> None:
