@@ -18,17 +18,19 @@ from ray_sisa.errors import ConfigError
 WIDTH = 32
 # Kernel of each convolution, then kernel and stride of the pooling after it.
 _LARGE = ((7, 3, 3), (7, 3, 2), (5, 2, 2), (3, 2, 2))
-_SMALL = ((5, 3, 2), (5, 3, 2), (3, 3, 3), (1, 1, 1))
+_SMALL = ((5, 3, 2), (5, 3, 2), (2, 2, 2), (1, 2, 2))
 _LEAST_SIDE = {99: _LARGE, 35: _SMALL}
 
-Norm = Literal["batch", "affine"]
+Norm = Literal["batch", "group", "affine"]
+GROUPS = 8
 
 
 class SplitConvNet(nn.Module):
     """Part `device`: four times convolution, ReLU, normalisation, pooling, dropout. Part `server`: two dense layers.
 
-    `norm` is `batch` for batch normalisation with Keras' constants, or `affine` for a factor and an offset a channel:
-    what batch normalisation comes to that is never put into training mode.
+    `norm` is `batch` for batch normalisation with Keras' constants; `group` for eight groups of four channels, which
+    DP-SGD can train; or `affine` for a factor and an offset a channel: what batch normalisation comes to that is never
+    put into training mode.
     """
 
     def __init__(self, shape: tuple[int, ...], num_classes: int, *, norm: Norm, dropout: float) -> None:
@@ -97,14 +99,20 @@ def _blocks(layers: tuple[tuple[int, int, int], ...], channels: int, norm: Norm,
     blocks: list[nn.Module] = []
     for kernel, pool, stride in layers:
         blocks += [nn.Conv2d(channels, WIDTH, kernel), nn.ReLU()]
-        blocks.append(nn.BatchNorm2d(WIDTH, eps=1e-3, momentum=0.01) if norm == "batch" else Affine(WIDTH))
-        blocks += [nn.MaxPool2d(pool, stride), nn.Dropout(dropout)]
+        blocks += [_normalisation(norm), nn.MaxPool2d(pool, stride), nn.Dropout(dropout)]
         channels = WIDTH
     return blocks
 
 
+def _normalisation(norm: Norm) -> nn.Module:
+    if norm == "batch":
+        return nn.BatchNorm2d(WIDTH, eps=1e-3, momentum=0.01)  # Keras' 0.99 is what it keeps, PyTorch's what it takes
+    return nn.GroupNorm(GROUPS, WIDTH) if norm == "group" else Affine(WIDTH)
+
+
 SPLIT_CONVNETS: dict[str, Callable[[tuple[int, ...], int], nn.Module]] = {
     "split_convnet": functools.partial(SplitConvNet, norm="batch", dropout=0.2),
+    "split_convnet_group": functools.partial(SplitConvNet, norm="group", dropout=0.0),
     "split_convnet_affine": functools.partial(SplitConvNet, norm="affine", dropout=0.0),
     "split_convnet_no_dropout": functools.partial(SplitConvNet, norm="batch", dropout=0.0),
 }
