@@ -22,7 +22,7 @@ from ray_sisa.engine.runner import Runner
 from ray_sisa.location import join_run
 from ray_sisa.study.results import Completed, Measured, Requested, Trained, Unlearning
 from ray_sisa.study.samples import digest_of
-from ray_sisa.study.steps import Steps, Task, do_task
+from ray_sisa.study.steps import Steps, Task, do_each
 from ray_sisa.study.tasks import Bench, Complete, Measure, Request, State, Train, Vote
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Place:
     steps: Steps
     runner: Runner
     scaling: dict[str, Any]
-    weights: Path
+    weights: Path = Path()
     """Folder of the weights that recipes name by file name alone."""
 
 
@@ -126,14 +126,7 @@ class Arm:
 
     def each(self, tasks: Sequence[Task[Result]]) -> list[Result]:
         """The results of steps that do not depend on each other; those missing are done by workers, one a step."""
-        found = [self.steps.find(task) for task in tasks]
-        missing = [task for task, result in zip(tasks, found, strict=True) if result is None]
-        if missing:
-            kinds = ", ".join(sorted({type(task).__name__.lower() for task in missing}))
-            logger.info("%s: %d of %d steps to do (%s)", self.name, len(missing), len(tasks), kinds)
-            self.place.runner.map(do_task, self._bench, missing)
-            found = [self.steps.find(task) for task in tasks]
-        return [result for result in found if result is not None]
+        return do_each(self.name, tasks, self.steps, self._bench, self.place.runner)
 
     def here(self, task: Task[Result]) -> Result:
         """The result of a step driven from this process, its chains trained by workers."""

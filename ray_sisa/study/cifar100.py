@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ray_sisa.data import Dataset
@@ -15,6 +13,7 @@ from ray_sisa.study import pixels
 from ray_sisa.study.arm import Arm, Place
 from ray_sisa.study.features import FrozenStudy
 from ray_sisa.study.presets import Preset, Size
+from ray_sisa.study.provenance import command_here
 from ray_sisa.study.results import Facts, StudyRecord
 from ray_sisa.study.samples import part
 
@@ -58,7 +57,7 @@ def run_study(preset: Preset, dataset: Dataset, data: Mapping[str, Any], place: 
     environment = Run.open(whole[0].uri).stages()[0].environment
     facts = Facts(
         preset=preset.name,
-        command=" ".join(["python", *map(_shortened, sys.argv)]),
+        command=command_here(),
         commit=", ".join(sorted({origin.commit for origin in place.steps.found.values() if origin.commit})),
         started_at=min(origin.started_at for origin in place.steps.found.values()),
         seconds=time.perf_counter() - began,
@@ -80,8 +79,3 @@ def run_study(preset: Preset, dataset: Dataset, data: Mapping[str, Any], place: 
         unlearnings=tuple(unlearnings),
         placements=tuple(placements),
     )
-
-
-def _shortened(argument: str) -> str:
-    """Where things lay is nobody's business who reads the record."""
-    return Path(argument).name if argument.startswith("/") else argument

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from ray_sisa.study.arm import Place
 from ray_sisa.study.cifar100 import run_study
 from ray_sisa.study.page import write_page
 from ray_sisa.study.presets import PRESETS, Preset
+from ray_sisa.study.provenance import commit_here
 from ray_sisa.study.results import StudyRecord
 from ray_sisa.study.steps import Steps
 
@@ -60,7 +60,7 @@ def run_job(
     with open_runner("ray", Scaling.model_validate(scaling)) as runner:
         place = Place(
             storage=storage,
-            steps=Steps(Store(join_run(storage, "study")), _commit()),
+            steps=Steps(Store(join_run(storage, "study")), commit_here()),
             runner=runner,
             scaling=scaling,
             weights=weights,
@@ -99,11 +99,3 @@ def section_of(source: str) -> dict[str, Any]:
         "test": join_run(source, "cifar100/test.parquet"),
         "columns": {"id": "id", "image": "img", "label": "fine_label"},
     }
-
-
-def _commit() -> str:
-    try:
-        shown = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    except OSError:
-        return ""
-    return shown.stdout.strip()

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -16,9 +18,11 @@ from pydantic import TypeAdapter
 
 from ray_sisa.clock import now
 from ray_sisa.digests import digest_bytes, digest_json, seal, unseal
+from ray_sisa.engine.runner import Runner
 from ray_sisa.errors import StoreError
 from ray_sisa.store import Store
 
+logger = logging.getLogger(__name__)
 REMOVE = "Remove it, and the study does the step again"
 
 Result_co = TypeVar("Result_co", covariant=True)
@@ -109,6 +113,26 @@ class Steps:
             raise StoreError(self._store.where(path), "", "is not what was kept", REMOVE)
         with np.load(io.BytesIO(data), allow_pickle=False) as content:
             return dict(content)
+
+
+def do_each(name: str, tasks: Sequence[Task[Result]], steps: Steps, bench: Any, runner: Runner) -> list[Result]:
+    """The results of steps that do not depend on each other; those missing are done by workers, one a step.
+
+    Args:
+        name: of what they are part of, for the log.
+        tasks: in the order in which results are given; the longest are best first.
+        steps: where their records are.
+        bench: what `Task.do` is given; it is sent to workers once, and has `steps`.
+        runner: where workers are.
+    """
+    found = [steps.find(task) for task in tasks]
+    missing = [task for task, result in zip(tasks, found, strict=True) if result is None]
+    if missing:
+        kinds = ", ".join(sorted({type(task).__name__.lower() for task in missing}))
+        logger.info("%s: %d of %d steps to do (%s)", name, len(missing), len(tasks), kinds)
+        runner.map(do_task, bench, missing)
+        found = [steps.find(task) for task in tasks]
+    return [result for result in found if result is not None]
 
 
 def do_task(bench: Any, task: Task[Result]) -> Result:
