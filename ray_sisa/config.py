@@ -42,6 +42,7 @@ class Columns(_Section):
     features: tuple[str, ...] | None = None
     """Numeric columns to use as a feature vector, in place of an image."""
     label: str = "label"
+    """Column of the label; of torchvision's Omniglot `alphabet`, the default, or `character`."""
     deletion_probability: str | None = None
     """Column of the probability that the subject will ask for deletion, floats from 0 to 1, one value a subject."""
 
@@ -59,7 +60,9 @@ class DataConfig(_Section):
     source: str
     """`digits`, `parquet`, or `torchvision:NAME`."""
     train: str | tuple[str, ...] | None = None
+    """Parquet files to train on; of Omniglot the split: `background` (default), `evaluation`, `small1` or `small2`."""
     test: str | tuple[str, ...] | None = None
+    """Likewise, to test on; none by default."""
     root: str | None = None
     """Folder of a torchvision set."""
     download: bool = False

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ray_sisa import images, parquet
+from ray_sisa import images, omniglot, parquet
 from ray_sisa.config import Columns, DataConfig
 from ray_sisa.errors import ConfigError, DataError
 from ray_sisa.ids import shown
@@ -79,6 +79,7 @@ _PUBLISHED = {
     "torchvision:FashionMNIST": _Constants(num_classes=10, mean=(0.2860,), std=(0.3530,)),
     "torchvision:CIFAR10": _Constants(num_classes=10, mean=CIFAR10[0], std=CIFAR10[1]),
     "torchvision:CIFAR100": _Constants(num_classes=100, mean=CIFAR100[0], std=CIFAR100[1]),
+    omniglot.SOURCE: _Constants(num_classes=omniglot.NUM_CLASSES["alphabet"], mean=omniglot.MEAN, std=omniglot.STD),
     "torchvision:SVHN": _Constants(num_classes=10, mean=(0.4377, 0.4438, 0.4728), std=(0.1980, 0.2010, 0.1970)),
 }
 _NUM_DIGITS = 1797
@@ -89,15 +90,15 @@ def load(config: DataConfig) -> Dataset:
     """The samples of a source, checked, with its constants.
 
     Mean and standard deviation are those configured; else the published ones of a known set; else 0.5 and 0.5 of each
-    channel of images, 0 and 1 of features. Ids: "digits/0000", "NAME/train/00042" for torchvision, and for Parquet
-    the id column or a digest of the content (`parquet.read`).
+    channel of images, 0 and 1 of features. Ids: "digits/0000", "NAME/train/00042" for torchvision, those of its files
+    for Omniglot, and for Parquet the id column or a digest of the content (`parquet.read`).
 
     Raises:
         ConfigError: constants or columns that are missing or do not fit the source.
         DataError: samples that cannot be read, or that break a rule.
     """
     known = _PUBLISHED.get(config.source)
-    num_classes = config.num_classes or (known.num_classes if known else None)
+    num_classes = config.num_classes or _num_classes(config)
     if num_classes is None:
         raise _unknown_set(config, "data.num_classes")
     if config.source.startswith("torchvision:") and known is None and config.mean is None:
@@ -124,6 +125,8 @@ def count(config: DataConfig) -> int:
     kind, _, name = config.source.partition(":")
     if kind == "digits":
         return int(_digits_for_training().sum())
+    if config.source == omniglot.SOURCE:
+        return omniglot.count(config)
     if kind == "torchvision":
         return len(_torchvision(config, name, train=True))
     assert config.train is not None  # a rule of DataConfig
@@ -154,6 +157,14 @@ def load_inputs(
         raise DataError("inputs", "()", "must be at least one file", "Name image, .npy, .npz or .parquet files")
     parts = [_inputs(path, shape, columns or Columns()) for path in paths]
     return [name for names, _ in parts for name in names], np.concatenate([array for _, array in parts])
+
+
+def _num_classes(config: DataConfig) -> int | None:
+    """Classes of a set that is known."""
+    if config.source == omniglot.SOURCE:
+        return omniglot.num_classes(config)
+    known = _PUBLISHED.get(config.source)
+    return known.num_classes if known else None
 
 
 def _unknown_set(config: DataConfig, field: str) -> ConfigError:
@@ -217,6 +228,8 @@ def _splits(config: DataConfig) -> tuple[Samples, Samples | None, np.ndarray | N
     kind, _, name = config.source.partition(":")
     if kind == "digits":
         return *_digits(), None
+    if config.source == omniglot.SOURCE:
+        return *omniglot.load(config), None
     if kind == "torchvision":
         return _torchvision_split(config, name, train=True), _torchvision_split(config, name, train=False), None
     assert config.train is not None  # a rule of DataConfig

@@ -6,7 +6,6 @@ digest, the expected digest is all that is replaced.
 
 from __future__ import annotations
 
-import functools
 import gzip
 import hashlib
 import io
@@ -14,11 +13,8 @@ import pickle
 import struct
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import replace
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -108,29 +104,6 @@ def test_mnist(tmp_path: Path, name: str) -> None:
     assert loaded.test.ids[3].as_py() == f"{name}/test/00003"
     assert (loaded.num_classes, len(loaded.mean), len(loaded.std)) == (10, 1, 1)
     assert data.count(config) == 12
-
-
-class QuietHandler(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], str]]:
-    """Serves a folder on this machine over HTTP; gives its URL."""
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with ExitStack() as stack:
-
-        def serve(folder: Path) -> str:
-            handler = functools.partial(QuietHandler, directory=str(folder))
-            server = stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), handler))
-            thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-            thread.start()
-            stack.callback(thread.join)
-            stack.callback(server.shutdown)
-            return f"http://127.0.0.1:{server.server_port}/"
-
-        yield serve
 
 
 def test_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mirror: Callable[[Path], str]) -> None:

@@ -31,6 +31,7 @@ AS_TEXT = "kind"  # the class is passed on: RequestError, or DataError, whose fi
 # Fields that are named where a function is called.
 PASSED_ON = {
     ("data.py", "ConfigError"): {"data.num_classes", "data.mean", "data.std"},
+    ("omniglot.py", "ConfigError"): {"data.train", "data.test"},
     ("parquet_files.py", "ConfigError"): {"data.columns"},
     ("parquet_files.py", "DataError"): {"data.train", "data.test", "inputs", COLUMN},
     ("parquet.py", "DataError"): {"data.train", "data.test", "inputs", COLUMN},
