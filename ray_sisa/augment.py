@@ -13,16 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ray_sisa import privacy
 from ray_sisa.config import TrainingRecipe
 from ray_sisa.digests import derive_seed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Draws:
-    """The random draws of one epoch over n samples, on the device.
+    """The random draws for n rows, on the device.
 
     Attributes:
-        order: int64 [n], the shuffle.
+        order: int64 [n], the samples in the order in which they are read.
         offsets: int64 [n, 2], top and left of the crop in the padded image.
         flips: bool [n], left to right.
         holes: int64 [n, 2], centre of the cut-out square.
@@ -74,9 +75,11 @@ class Batches:
             yield self._normalise(self._read(rows, draws, batch)), self._labels[rows]
 
     def _draw(self, generator: torch.Generator) -> Draws:
-        n = self.num_rows
-        # All four are always drawn, in this order, so that one augmentation does not change another's stream.
-        order = torch.randperm(n, generator=generator) % len(self._labels)
+        return self._draws(torch.randperm(self.num_rows, generator=generator) % len(self._labels), generator)
+
+    def _draws(self, order: Tensor, generator: torch.Generator) -> Draws:
+        n = len(order)
+        # All are always drawn, in this order, so that one augmentation does not change another's stream.
         offsets = torch.randint(0, 2 * self._pad + 1, (n, 2), generator=generator)
         flips = torch.rand(n, generator=generator) < 0.5
         holes = (torch.rand(n, 2, generator=generator) * torch.tensor([self._height, self._width])).long()
@@ -105,6 +108,8 @@ class Batches:
 
 def num_batches(num_samples: int, training: TrainingRecipe) -> int:
     """Batches of an epoch over so many samples."""
+    if training.recipe.dp:
+        return privacy.num_steps(num_samples, training.recipe.batch_size)
     return len(_batch_edges(num_samples, training.recipe.batch_size)) - 1
 
 

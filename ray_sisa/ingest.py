@@ -18,6 +18,7 @@ from ray_sisa.errors import ConfigError
 from ray_sisa.index import index_to_bytes
 from ray_sisa.layout import RUN, initial_weights, shard_index, slice_object, test_object
 from ray_sisa.placement import group_by_shard, place
+from ray_sisa.private_recipe import Sizes, noise_multiplier, slice_sizes
 from ray_sisa.records import RunRecord, SliceEntry
 from ray_sisa.samples import Samples
 from ray_sisa.slices import digest_of_slice, index_shard, slice_to_bytes, sort_by_id
@@ -43,7 +44,7 @@ def ingest(store: Store, config: RunConfig, dataset: Dataset) -> RunRecord:
     config = _with_key(config)
     _check_enough(config, dataset.train)
     places = place(config.placement, dataset.train.subjects, dataset.deletion_probabilities)
-    training = resolve_recipe(store, config, dataset)
+    training = resolve_recipe(store, config, dataset, slice_sizes(config.placement, places))
     preprocessing.check_fit(dataset.train.images, training)
     written = _write_shards(store, config, dataset.train, places)
     slices = tuple(entries for entries, _ in written)
@@ -63,13 +64,20 @@ def ingest(store: Store, config: RunConfig, dataset: Dataset) -> RunRecord:
     return store.read(RUN, RunRecord)
 
 
-def resolve_recipe(store: Store | None, config: RunConfig, dataset: Dataset) -> TrainingRecipe:
-    """The recipe with all that data and placement add; initial weights are put into the store, if one is given."""
+def resolve_recipe(
+    store: Store | None, config: RunConfig, dataset: Dataset, sizes: Sizes | None = None
+) -> TrainingRecipe:
+    """The recipe with all that data and placement add; initial weights are put into the store, if one is given.
+
+    Without the `sizes` of the slices, the noise of differentially private training is not known.
+    """
     # Imported late: networks and their weights need torch.
     import torch
 
     from ray_sisa import models, public_weights, weights
 
+    epochs = epochs_by_slice(config.recipe, config.placement.slices)
+    noise = noise_multiplier(config, sizes, epochs) if sizes is not None else None
     public = public_weights.read(config.recipe.weights) if config.recipe.weights else None
     training = TrainingRecipe(
         recipe=config.recipe,
@@ -79,7 +87,8 @@ def resolve_recipe(store: Store | None, config: RunConfig, dataset: Dataset) -> 
         image_shape=dataset.train.shape,
         mean=dataset.mean,
         std=dataset.std,
-        epochs=epochs_by_slice(config.recipe, config.placement.slices),
+        epochs=epochs,
+        noise_multiplier=noise,
     )
     known = public.preprocessing if public else None
     training = preprocessing.resolve(training, known, configured=dataset.configured)

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from ray_sisa.config import TrainingRecipe
 from ray_sisa.digests import digest_bytes
 from ray_sisa.errors import ConfigError
+from ray_sisa.private_network import make_private
 from ray_sisa.split_convnet import SPLIT_CONVNETS
 
 _FIELD = "recipe.model"
@@ -30,7 +31,8 @@ def build(training: TrainingRecipe) -> nn.Module:
     """The network that a recipe names, float32 on the CPU, randomly initialised from torch's default generator.
 
     A function of the user's is called as `function(num_classes=..., image_shape=...)`, with the shape (H, W, C) or (D,)
-    that reaches the network, after any resizing to `input_size`.
+    that reaches the network, after any resizing to `input_size`. For differentially private training its BatchNorm
+    layers are replaced: see `private_network`.
 
     Raises:
         ConfigError: an unknown name, data that the network does not take, a function that fails, or one whose source
@@ -39,13 +41,18 @@ def build(training: TrainingRecipe) -> nn.Module:
     if training.model_code is not None and training.model_code != code_digest(training.recipe.model):
         rule = "its source changed since the run was created, so its stages would be others"
         raise ConfigError(_FIELD, training.recipe.model, rule, "Restore the source, or create a new run")
-    name, shape = training.recipe.model, _network_shape(training)
+    model = _build(training.recipe.model, _network_shape(training), training.num_classes)
+    # A frozen backbone sees samples one by one, and only its head trains.
+    return make_private(model) if training.recipe.dp and not training.is_frozen else model
+
+
+def _build(name: str, shape: tuple[int, ...], num_classes: int) -> nn.Module:
     kind, colon, rest = name.partition(":")
     if not colon:
-        return _build_registered(name, shape, training.num_classes)
+        return _build_registered(name, shape, num_classes)
     if kind == "torchvision":
-        return _build_torchvision(rest, shape, training.num_classes)
-    return _build_custom(name, shape, training.num_classes)
+        return _build_torchvision(rest, shape, num_classes)
+    return _build_custom(name, shape, num_classes)
 
 
 def head(model: nn.Module) -> str:

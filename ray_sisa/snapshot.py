@@ -61,15 +61,20 @@ class Live:
     Attributes:
         model: the network.
         optimizer: over its parameters.
-        totals: float64 [2], summed losses and hits of the epoch so far.
+        totals: float64 [2], summed losses and hits of the epoch so far; [3] with its rows, where draws decide them.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, config: OptimizerConfig, device: str
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: OptimizerConfig,
+        device: str,
+        num_totals: int = 2,
     ) -> None:
         """Takes a network and its optimiser, made from `config`; random numbers are drawn on `device` and the CPU."""
         self.model, self.optimizer = model, optimizer
-        self.totals = torch.zeros(2, dtype=torch.float64, device=next(model.parameters()).device)
+        self.totals = torch.zeros(num_totals, dtype=torch.float64, device=next(model.parameters()).device)
         self._slots = _slots(config)
         self._device = device
 

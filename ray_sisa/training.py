@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -88,10 +88,11 @@ def train_stage(
     """
     with reproducible(training, device):
         model = load_network(training, start, device)
-        batches = Batches(to_tensor(samples.images), to_tensor(samples.labels), training, device)
-        optimizer = make_optimizer(model, training.recipe.optimizer)
+        batches = _batches(samples, training, device)
+        live = _live(model, training, device)
+        optimizer = live.optimizer
         rates = [group["lr"] for group in optimizer.param_groups]
-        live = Live(model, optimizer, training.recipe.optimizer, device)
+        take_step = _taking_steps(live, training, key)
         place = functools.partial(Position, num_batches=len(batches))
         at = place(epoch=0, batch=0)
         if resume is not None:
@@ -107,14 +108,16 @@ def train_stage(
             if due is not None and epoch > at.epoch:
                 yield from live.pause(due, place(epoch=epoch, batch=0))
             for batch, (images, labels) in enumerate(batches.epoch(key, epoch, first), start=first):
-                factor = rate_factor(training.recipe, epoch * len(batches) + batch, epochs * len(batches))
+                number = epoch * len(batches) + batch
+                factor = rate_factor(training.recipe, number, epochs * len(batches))
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * factor
-                _step(live, images, labels, training.recipe)
+                take_step(number, images, labels)
                 if due is not None and batch + 1 < len(batches):
                     yield from live.pause(due, place(epoch=epoch, batch=batch + 1))
             measured = test if test_every_epoch or epoch == epochs - 1 else None
-            yield _measure(epoch, live.totals / batches.num_rows, model, training, measured, device)
+            rows = live.totals[2].clamp(min=1) if training.recipe.dp else batches.num_rows
+            yield _measure(epoch, live.totals[:2] / rows, model, training, measured, device)
         return state_of(model)
 
 
@@ -126,8 +129,7 @@ def check_partial(partial: Partial, *, training: TrainingRecipe, num_samples: in
     """
     check_position(partial.position, epochs, num_batches(num_samples, training))
     with torch.random.fork_rng(devices=cuda_devices(device)):
-        model, config = models.build(training), training.recipe.optimizer
-        Live(model, make_optimizer(model, config), config, device).restore(partial)
+        _live(models.build(training), training, device).restore(partial)
 
 
 def predict_log_probabilities(
@@ -188,6 +190,30 @@ def rate_factor(recipe: Recipe, step: int, total_steps: int) -> float:
 
 def _cosine(start: float, end: float, done: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * done)) / 2
+
+
+def _live(model: nn.Module, training: TrainingRecipe, device: str) -> Live:
+    config = training.recipe.optimizer
+    # With DP-SGD the number of rows of an epoch is drawn, and counted beside losses and hits.
+    return Live(model, make_optimizer(model, config), config, device, num_totals=3 if training.recipe.dp else 2)
+
+
+def _batches(samples: LabelledImages, training: TrainingRecipe, device: str) -> Batches:
+    arrays = to_tensor(samples.images), to_tensor(samples.labels)
+    if training.recipe.dp is None:
+        return Batches(*arrays, training, device)
+    from ray_sisa.private_training import PoissonBatches  # Opacus takes seconds to import
+
+    return PoissonBatches(*arrays, training, device)
+
+
+def _taking_steps(live: Live, training: TrainingRecipe, key: str) -> Callable[[int, Tensor, Tensor], None]:
+    """What takes a step of a stage, given its number and a batch."""
+    if training.recipe.dp is None:
+        return lambda number, images, labels: _step(live, images, labels, training.recipe)
+    from ray_sisa.private_training import PrivateStep
+
+    return PrivateStep(live, training, key)
 
 
 def _step(live: Live, images: Tensor, labels: Tensor, recipe: Recipe) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ray_sisa import models, torch_files
 from ray_sisa.errors import ConfigError, StoreError
+from ray_sisa.private_network import STATISTICS, replaced
 
 _FIELD = "recipe.weights"
 _NUM_NAMED = 5
@@ -53,11 +54,13 @@ def fit(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
     """Copies `tensors` into `model`, all or none; returns the names of those left out.
 
     Left out is the last layer, where it is for another number of classes: the model's own stays. The file may lack
-    `num_batches_tracked`.
+    `num_batches_tracked`. Of a BatchNorm that is replaced for private training, factor and offset are copied.
 
     Raises:
         ConfigError: tensors that are missing, unexpected or of another shape.
     """
+    statistics = {f"{name}.{statistic}" for name in replaced(model) for statistic in STATISTICS}
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in statistics}
     state = model.state_dict()
     last = _last_layer_of_other_classes(model, state, tensors)
     problems = _misfits(state, tensors, last)

@@ -1,0 +1,90 @@
+"""The recipe of a private run: its noise multiplier, and the sizes of shards at which its guarantee would mean nothing.
+
+All of it follows from counts and from what a user wrote, never from what samples hold. It trains nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ray_sisa.config import DpConfig, PlacementConfig, RunConfig
+from ray_sisa.errors import ConfigError
+
+Sizes = Sequence[Sequence[int]]
+"""Samples of each slice, by shard."""
+
+
+def slice_sizes(config: PlacementConfig, places: np.ndarray) -> list[list[int]]:
+    """Samples of each slice of each shard.
+
+    Args:
+        config: how many shards and slices there are.
+        places: int64 [N], the place of each sample.
+    """
+    counts = np.bincount(places, minlength=config.shards * config.slices)
+    sizes: list[list[int]] = counts.reshape(config.shards, config.slices).tolist()
+    return sizes
+
+
+def noise_multiplier(config: RunConfig, sizes: Sizes, epochs: Sequence[int]) -> float | None:
+    """That of `recipe.dp`, as it is given or solved for; None where nothing is private.
+
+    Args:
+        config: of the run.
+        sizes: of its slices, as they are when the run is created.
+        epochs: of the stage of each slice 1..R.
+
+    Raises:
+        ConfigError: shards too small for the batches, or for delta.
+    """
+    dp, batch_size = config.recipe.dp, config.recipe.batch_size
+    if dp is None:
+        return None
+    stages = [_stages(shard, epochs) for shard in sizes]
+    _check_batch_size(sizes, batch_size)
+    _check_delta(stages, dp.delta)
+    return _solve(dp, [s for s in stages if s], batch_size)
+
+
+def _solve(dp: DpConfig, stages: Sequence[Sequence[tuple[int, int]]], batch_size: int) -> float | None:
+    if dp.target_epsilon is None or not stages:  # of a run without samples nothing is ever trained
+        return dp.noise_multiplier
+    from ray_sisa.privacy import solve_noise_multiplier  # accountants take seconds to import
+
+    solved: float = solve_noise_multiplier(dp.target_epsilon, stages, batch_size, dp.delta, dp.accountant)
+    return solved
+
+
+def _stages(sizes: Sequence[int], epochs: Sequence[int]) -> list[tuple[int, int]]:
+    """Samples and epochs of each stage of a shard; an empty slice adds none."""
+    totals = np.cumsum(sizes).tolist()
+    return [(total, e) for size, total, e in zip(sizes, totals, epochs, strict=True) if size]
+
+
+def _check_batch_size(sizes: Sizes, batch_size: int) -> None:
+    # The first stage of a shard is the smallest.
+    firsts = [(size, shard, r) for shard, slices in enumerate(sizes) for r, size in _first(slices)]
+    if firsts and batch_size > min(firsts)[0]:
+        size, shard, r = min(firsts)
+        rule = (
+            f"is more than the {size} samples of shard {shard} slice {r}, the smallest first stage: each would be in "
+            "every batch, and noise is for fewer than are counted on"
+        )
+        raise ConfigError("recipe.batch_size", batch_size, rule, f"Set at most {size}, or use fewer shards or slices")
+
+
+def _first(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    return [(r, size) for r, size in enumerate(sizes, start=1) if size][:1]
+
+
+def _check_delta(stages: Sequence[Sequence[tuple[int, int]]], delta: float) -> None:
+    totals = [(of_shard[-1][0], shard) for shard, of_shard in enumerate(stages) if of_shard]
+    if totals and delta >= 1 / min(totals)[0]:
+        size, shard = min(totals)
+        rule = (
+            f"is not below 1/{size}, and shard {shard} has {size} samples: giving one of them away whole would be "
+            "within the guarantee"
+        )
+        raise ConfigError("recipe.dp.delta", delta, rule, f"Set one well below {1 / size:.2g}")
