@@ -10,7 +10,7 @@ import functools
 import math
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -280,10 +280,15 @@ def state_of(model: nn.Module) -> Weights:
     return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in model.state_dict().items()}
 
 
+def reproducible(training: TrainingRecipe, device: str) -> AbstractContextManager[None]:
+    """Sets all that bits depend on besides the key, as a recipe says, and puts it back."""
+    return deterministic(training.recipe.threads, device)
+
+
 @contextmanager
-def reproducible(training: TrainingRecipe, device: str) -> Iterator[None]:
-    """Sets all that bits depend on besides the key, and puts it back: threads, algorithms, precision, generator."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+def deterministic(num_threads: int, device: str) -> Iterator[None]:
+    """Sets all that bits depend on besides a seed, and puts it back: threads, algorithms, precision, generator."""
+    threads, algorithms = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
@@ -292,7 +297,7 @@ def reproducible(training: TrainingRecipe, device: str) -> Iterator[None]:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts; without it cuBLAS may vary
     with torch.random.fork_rng(devices=cuda_devices(device)):
         try:
-            torch.set_num_threads(training.recipe.threads)
+            torch.set_num_threads(num_threads)
             torch.use_deterministic_algorithms(True)
             # Else every new tensor is filled with NaN, at 6 % of the speed, against reads that no layer does.
             memory.fill_uninitialized_memory = False
@@ -301,5 +306,5 @@ def reproducible(training: TrainingRecipe, device: str) -> Iterator[None]:
         finally:
             torch.set_num_threads(threads)
             memory.fill_uninitialized_memory = fill
-            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+            torch.use_deterministic_algorithms(algorithms, warn_only=warn_only)
             cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before
