@@ -80,6 +80,7 @@ def resolve_recipe(store: Store | None, config: RunConfig, dataset: Dataset) -> 
         mean=dataset.mean,
         std=dataset.std,
         epochs=epochs_by_slice(config.recipe, config.placement.slices),
+        noise_multiplier=config.recipe.dp.noise_multiplier if config.recipe.dp else None,
     )
     known = public.preprocessing if public else None
     training = preprocessing.resolve(training, known, configured=dataset.configured)
