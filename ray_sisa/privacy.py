@@ -1,4 +1,4 @@
-"""What DP-SGD spends: a stage as a mechanism, epsilon of several, the noise that a target takes, what may be said of it.
+"""What DP-SGD spends: a stage as a mechanism, epsilon of several, the noise that a target takes, what may be claimed.
 
 Adjacency is to add or remove one sample. The number of samples of a stage is taken to be public. Pure: `composition`
 does the accounting, `spending` keeps the ledger.
