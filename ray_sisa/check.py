@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ray_sisa.check_models import Models
 from ray_sisa.check_records import Records, in_segments
+from ray_sisa.check_spending import look_at_charges
 from ray_sisa.errors import StoreError
 from ray_sisa.findings import LOOK, REPAIR, UNLEARN, Finding, Findings, is_name
 from ray_sisa.layout import CERTIFICATES, FEATURES, HEADS, LEASES, LEDGER, RUN, kind_of, numbered, stage_record
@@ -146,9 +147,10 @@ def _whole_run(store: Store, found: Findings) -> bool:
     if sound:
         head = records.heads[max(records.heads)] if records.heads else None
         Models(store, live, records.ledger, head, found).look()
+        look_at_charges(store, run, live.chains(records.ledger), records.heads.values(), found)
     else:
         # What should exist follows from these: where they do not agree, nothing can be said to be too much.
-        found.seen |= {path for path in found.sizes if path.startswith(("features/", "slices/", "stages/"))}
+        found.seen |= {path for path in found.sizes if path.startswith(("features/", "slices/", "spent/", "stages/"))}
         found.note("slices and stages were not looked at: what should be there follows from what is found here")
     _strangers(store, found, sound)
     return sound

@@ -169,7 +169,8 @@ def unlearn(
 @app.command(cls=_Command)
 def status(run: RunUri, as_json: AsJson = False) -> Answer:
     """Show the ensemble in force, its shards, and what is pending."""
-    return printing.status(_open(run).status())
+    opened = _open(run)
+    return printing.status(opened.status(), opened.privacy())
 
 
 @app.command(cls=_Command)

@@ -132,6 +132,7 @@ def _as_tuple(value: object) -> object:
 
 
 Augmentation = Literal["crop", "flip", "cutout"]
+Noise = Literal["reproducible", "secure"]
 
 
 class DpConfig(_Section):
@@ -146,7 +147,7 @@ class DpConfig(_Section):
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     accountant: Literal["prv", "rdp"] = "prv"
     """How epsilon is bounded: privacy random variables (Gopi et al. 2021) or Renyi (Mironov et al. 2019)."""
-    noise: Literal["reproducible", "secure"] = "reproducible"
+    noise: Noise = "reproducible"
     """`reproducible`: from the stage key, so that stages can be replayed; whoever knows the key can take the noise off.
 
     `secure`: from the operating system's random source; such a stage cannot be replayed.

@@ -15,6 +15,7 @@
     heads/<n>.json                      ensemble n in force, from 1
     certificates/<n>.json               what was done for request n
     lease/<n>.json                      who reconciles
+    spent/<stage key>/<n>.json          privacy that training the stage spends, its n-th charge; never removed
     reports/<name>                      what was measured
 
 Paths only: nothing here reads or writes.
@@ -28,7 +29,7 @@ from pathlib import Path
 
 RUN = "run.json"
 LEDGER, SEGMENTS, HEADS, CERTIFICATES = "ledger", "segments", "heads", "certificates"
-LEASES, REPORTS, FEATURES = "lease", "reports", "features"
+LEASES, REPORTS, FEATURES, SPENT = "lease", "reports", "features", "spent"
 DIGITS = 8  # numbered objects sort by name
 NUMBERED = re.compile(r"(\d+)\.jsonl?")
 BACKUP = "Restore it from a backup"
@@ -140,6 +141,11 @@ def segment(number: int) -> str:
 def report(name: str) -> str:
     """A report by its file name."""
     return f"{REPORTS}/{name}"
+
+
+def charges(key: str) -> str:
+    """Folder of the charges of a stage: not in the stage's own, since they outlive it."""
+    return f"{SPENT}/{key}"
 
 
 def kind_of(path: str) -> str:

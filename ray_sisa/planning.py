@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray_sisa import data
+from ray_sisa import data, privacy
 from ray_sisa.config import DataConfig, RunConfig, TrainingRecipe
 from ray_sisa.errors import RequestError
 from ray_sisa.ids import Ids
 from ray_sisa.lineage import Chain, Stage, expected_cost, full_cost
 from ray_sisa.placement import require_probabilities
 from ray_sisa.run import Run
+from ray_sisa.spending import account, read_charges
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,9 +34,13 @@ class Plan:
     """Stages to train; not whole where it is an expected number."""
     storage_bytes: int
     """Samples, features and weights of a complete run, to which test set, indexes and records add little."""
+    epsilon: float | None = None
+    """Largest that a live sample has afterwards; None without differential privacy, and where it depends on chance."""
 
 
-def training_plan(num_samples: int, num_shards: int, epochs: Sequence[int], storage_bytes: int) -> Plan:
+def training_plan(
+    num_samples: int, num_shards: int, epochs: Sequence[int], storage_bytes: int, epsilon: float | None = None
+) -> Plan:
     """Training everything, equal slices assumed.
 
     Args:
@@ -43,9 +48,10 @@ def training_plan(num_samples: int, num_shards: int, epochs: Sequence[int], stor
         num_shards: S.
         epochs: of the stage of each slice 1..R.
         storage_bytes: of the complete run.
+        epsilon: of what is trained.
     """
     passes = full_cost(num_samples, epochs)
-    return _plan(passes, passes, num_shards * len(epochs), storage_bytes)
+    return _plan(passes, passes, num_shards * len(epochs), storage_bytes, epsilon)
 
 
 def deletion_plan(
@@ -65,10 +71,10 @@ def deletion_plan(
     return _plan(passes, full_cost(num_samples, epochs), num_shards * math.fsum(hit), storage_bytes)
 
 
-def stages_plan(stages: Iterable[Stage], full: int, storage_bytes: int) -> Plan:
+def stages_plan(stages: Iterable[Stage], full: int, storage_bytes: int, epsilon: float | None = None) -> Plan:
     """Training these stages, where training everything costs `full` sample passes."""
     stages = list(stages)
-    return _plan(sum(stage.sample_passes for stage in stages), full, len(stages), storage_bytes)
+    return _plan(sum(stage.sample_passes for stage in stages), full, len(stages), storage_bytes, epsilon)
 
 
 def new_stages(before: Iterable[Chain], after: Iterable[Chain]) -> list[Stage]:
@@ -98,7 +104,8 @@ def plan_config(config: RunConfig, num_requests: int | None = None) -> Plan:
     shards = config.placement.shards
     storage = _storage_bytes(training, num_samples, shards * config.placement.slices)
     if num_requests is None:
-        return training_plan(num_samples, shards, training.epochs, storage)
+        epsilon = _epsilon_of_equal_slices(training, num_samples, shards)
+        return training_plan(num_samples, shards, training.epochs, storage, epsilon)
     return deletion_plan(num_samples, shards, training.epochs, num_requests, storage)
 
 
@@ -106,7 +113,9 @@ def plan_next(run: Run) -> Plan:
     """What `train` or `unlearn` would do now."""
     missing = missing_stages(run)
     num_samples = run.live.num_samples(run.ledger())
-    return stages_plan(missing, run.live.full_sample_passes, _run_bytes(run, num_samples))
+    spent = run.privacy()
+    epsilon = spent.epsilon_at_end if spent else None
+    return stages_plan(missing, run.live.full_sample_passes, _run_bytes(run, num_samples), epsilon)
 
 
 def plan_random_deletions(run: Run, num_requests: int) -> Plan:
@@ -140,7 +149,8 @@ def plan_forgetting(run: Run, *, samples: Ids = (), subjects: Ids = ()) -> Plan:
         num_live -= len(set(ids) - deleted.get(shard, set()))
         deleted.setdefault(shard, set()).update(ids)
     after = [run.live.chain(shard, deleted[shard]) for shard in shards]
-    return stages_plan(new_stages(before, after), run.live.full_sample_passes, _run_bytes(run, num_live))
+    epsilon = _epsilon_under(run, deleted)
+    return stages_plan(new_stages(before, after), run.live.full_sample_passes, _run_bytes(run, num_live), epsilon)
 
 
 def missing_stages(run: Run) -> list[Stage]:
@@ -155,13 +165,42 @@ def _check_equal_slices(config: RunConfig, num_requests: int) -> None:
         raise RequestError("requests", num_requests, rule, "Name samples, or use simulation.simulate_requests (Python)")
 
 
-def _plan(passes: float, full: float, stages: float, storage_bytes: int) -> Plan:
+def _epsilon_of_equal_slices(training: TrainingRecipe, num_samples: int, num_shards: int) -> float | None:
+    """Epsilon of a sample of a first slice, which spends most, if all slices are equal."""
+    dp, batch_size = training.recipe.dp, training.recipe.batch_size
+    if dp is None:
+        return None
+    in_slice = num_samples / (num_shards * len(training.epochs))
+    stages = [(max(1, math.floor(number * in_slice)), epochs) for number, epochs in enumerate(training.epochs, start=1)]
+    noise = training.noise_multiplier
+    if noise is None:
+        assert dp.target_epsilon is not None  # a rule of DpConfig
+        noise = privacy.solve_noise_multiplier(dp.target_epsilon, [stages], batch_size, dp.delta, dp.accountant)
+    mechanisms = [
+        privacy.stage_mechanism(num_samples=n, epochs=epochs, batch_size=batch_size, noise_multiplier=noise)
+        for n, epochs in stages
+    ]
+    return privacy.epsilon(mechanisms, dp.delta, dp.accountant).epsilon
+
+
+def _epsilon_under(run: Run, deleted: Mapping[int, Set[str]]) -> float | None:
+    """Epsilon once the run is as it should be without these samples, by shard."""
+    if run.record.training.recipe.dp is None:
+        return None
+    chains = [run.live.chain(shard, deleted.get(shard, set())) for shard in range(len(run.record.slices))]
+    present = run.store.committed_stages()
+    spent = account(run.record, chains, present, read_charges(run.store))
+    return spent.epsilon_at_end if spent else None
+
+
+def _plan(passes: float, full: float, stages: float, storage_bytes: int, epsilon: float | None = None) -> Plan:
     return Plan(
         sample_passes=round(passes),
         full_training_sample_passes=round(full),
         fraction=passes / full if full else 0.0,
         stages=stages,
         storage_bytes=storage_bytes,
+        epsilon=epsilon,
     )
 
 

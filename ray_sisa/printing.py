@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ray_sisa.reconcile import Reconciliation
     from ray_sisa.records import Approximation
     from ray_sisa.run import Forgotten
+    from ray_sisa.spending import PrivacySpent
     from ray_sisa.status import Status
     from ray_sisa.verify import Verification
 
@@ -86,8 +87,8 @@ def unlearned(done: Reconciliation) -> Answer:
     return Answer(fields=fields, text=_table(rows))
 
 
-def status(found: Status) -> Answer:
-    """The answer of `status`."""
+def status(found: Status, spent: PrivacySpent | None = None) -> Answer:
+    """The answer of `status`; with what was spent of a differentially private run."""
     pending = f", pending {_numbers(found.pending_requests)}" if found.pending_requests else ""
     missing = f"no: {found.stages_missing} stages missing, {len(found.pending_requests)} requests pending"
     rows = [
@@ -102,7 +103,10 @@ def status(found: Status) -> Answer:
         for s in found.shards
     ]
     table = _columns(("shard", "depth", "stage", "clean", "samples"), shards)
-    return Answer(fields=asdict(found), text=f"{_table(rows)}\n\n{table}")
+    if spent is None:
+        return Answer(fields=asdict(found), text=f"{_table(rows)}\n\n{table}")
+    fields = asdict(found) | {"privacy": asdict(spent) | {"label": spent.label}}
+    return Answer(fields=fields, text=f"{_table(rows)}\n\n{table}\n\n{_privacy(spent)}")
 
 
 def evaluated(found: Evaluation, *, with_roc: bool) -> Answer:
@@ -188,7 +192,12 @@ def planned(found: Plan) -> Answer:
         ("stages", f"{found.stages:g}" if found.stages == int(found.stages) else f"{found.stages:.1f} expected"),
         ("storage", f"{found.storage_bytes / 1e6:,.1f} MB"),
     ]
-    return Answer(fields=asdict(found), text=_table(rows))
+    fields = asdict(found)
+    if found.epsilon is None:
+        del fields["epsilon"]
+    else:
+        rows.append(("epsilon", f"{found.epsilon:.2f} afterwards, the largest of a live sample"))
+    return Answer(fields=fields, text=_table(rows))
 
 
 def predicted(names: Sequence[str], scores: np.ndarray, head: int) -> Answer:
@@ -235,6 +244,19 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _privacy(spent: PrivacySpent) -> str:
+    """Epsilon by slice of each shard, the largest, and all that it assumes."""
+    by_place = {(each.shard, each.slice): f"{each.epsilon:.2f}" for each in spent.slices}
+    numbers = sorted({each.slice for each in spent.slices})
+    rows = [
+        (f"{shard}", *(by_place.get((shard, number), "-") for number in numbers))
+        for shard in sorted({each.shard for each in spent.slices})
+    ]
+    later = f", {spent.epsilon_at_end:.2f} once all is trained" if spent.epsilon_at_end > spent.epsilon else ""
+    table = _columns(("epsilon, shard", *(f"slice {number}" for number in numbers)), rows)
+    return f"{table}\n\nlargest {spent.epsilon:.2f}{later}\n{spent.label}"
 
 
 def _memberships(found: Evaluation, *, with_roc: bool) -> dict[str, Any]:

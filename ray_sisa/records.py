@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from ray_sisa.approximate.methods import Method
-from ray_sisa.config import RunConfig, TrainingRecipe
+from ray_sisa.config import Noise, RunConfig, TrainingRecipe
 from ray_sisa.digests import seal
 from ray_sisa.layout import (
     CERTIFICATES,
@@ -14,6 +14,7 @@ from ray_sisa.layout import (
     LEDGER,
     RUN,
     approximation_record,
+    charges,
     numbered,
     partial_record,
     stage_record,
@@ -287,3 +288,30 @@ class LeaseRecord(StoredRecord):
     def path(self) -> str:
         """Where it belongs."""
         return numbered(LEASES, self.number)
+
+
+class Charge(StoredRecord):
+    """spent/<stage key>/<n>.json: privacy that the n-th training of a stage spends of each sample of slices 1..r.
+
+    It is never removed: what was spent stays spent when the stage is purged. It names no sample.
+    """
+
+    key: str
+    """Key of the stage."""
+    number: int
+    shard: int
+    slice: int
+    num_samples: int
+    epochs: int
+    batch_size: int
+    sampling_rate: float
+    steps: int
+    noise_multiplier: float
+    max_grad_norm: float
+    noise: Noise
+    created_at: str
+
+    @property
+    def path(self) -> str:
+        """Where it belongs."""
+        return numbered(charges(self.key), self.number)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ray_sisa.audit import Evaluation
     from ray_sisa.evaluation.membership import Membership
     from ray_sisa.run import Run
+    from ray_sisa.spending import PrivacySpent
     from ray_sisa.status import ShardStatus, Status
     from ray_sisa.study.results import Attack
 
@@ -89,6 +90,8 @@ class Page:
     targets: tuple[Target, ...]
     requests: tuple[RequestRow, ...]
     grid: tuple[ShardRow, ...]
+    privacy: PrivacySpent | None
+    """None where the run is not differentially private."""
     pictures: Pictures
     training_seconds: float
     configuration: str
@@ -159,6 +162,7 @@ def make_page(run: Run) -> Page:
         targets=targets,
         requests=requests,
         grid=_grid(run, ledger, chains, status, ends),
+        privacy=run.privacy(),
         pictures=_pictures(stages, retrained, states, requests),
         training_seconds=sum(record.seconds for record in stages),
         configuration=_configuration(run),

@@ -27,6 +27,7 @@ from ray_sisa.members import forget_and_retain, training_members
 from ray_sisa.reconcile import Reconciler, Reconciliation
 from ray_sisa.records import Approximation, Certificate, Constituent, Head, RunRecord, StageRecord
 from ray_sisa.slices import read_test
+from ray_sisa.spending import PrivacySpent, privacy_spent
 from ray_sisa.status import Status, read_status
 from ray_sisa.store import Store
 from ray_sisa.voting import Rule
@@ -191,6 +192,14 @@ class Run:
         """The run as its store says it is; one listing, no weights."""
         head = heads.latest_head(self.store)  # before the ledger, see `heads.check_respected`
         return read_status(self.store, self.record, self.live, self.ledger(), head)
+
+    def privacy(self) -> PrivacySpent | None:
+        """What training has spent of the privacy of live samples; None where it is not differentially private.
+
+        Raises:
+            StoreError: a charge is damaged.
+        """
+        return privacy_spent(self.store, self.record, self.live, self.ledger())
 
     def in_force(self, ledger: Ledger | None = None, head: Head | None = None) -> tuple[Constituent, ...]:
         """Who votes now: the head, less what requests that it does not know of yet have tainted."""

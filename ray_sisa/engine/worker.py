@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Literal
 
-from ray_sisa import backbone, partials
+from ray_sisa import backbone, partials, spending
 from ray_sisa.config import CheckpointEvery, TrainingRecipe
 from ray_sisa.engine.feed import Feed, concatenate
 from ray_sisa.engine.work import ChainWork, EpochDone, StageDone, StageUnderway, WorkerEvent
@@ -101,6 +101,8 @@ class _Attempt:
         self, start: Weights, samples: LabelledImages, test: LabelledImages | None, tell_every_s: float
     ) -> Generator[WorkerEvent, None, Weights | None]:
         """Returns the weights of the stage, or None where it was not committed, as it may not be."""
+        # Before the first step: a kill in between leaves a charge for nothing, and never a stage without one.
+        spending.charge(self._work.store, self._stage, self._training, resumes=self._resume is not None)
         if self._resume:
             yield self._underway("resumed", self._resume.position)
         steps = train_stage(
