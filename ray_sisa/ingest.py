@@ -105,7 +105,7 @@ def resolve_recipe(
 
 def _check_network(training: TrainingRecipe, model: nn.Module) -> None:
     """Asks a network about two empty samples: what does not fit the data shows now, not in a worker."""
-    from ray_sisa import backbone
+    from ray_sisa import backbone, nopeek
     from ray_sisa.training import log_probabilities, make_optimizer
 
     make_optimizer(model, training.recipe.optimizer)
@@ -124,6 +124,8 @@ def _check_network(training: TrainingRecipe, model: nn.Module) -> None:
         raise ConfigError("recipe.model", training.recipe.model, rule, "Correct it, or data.num_classes")
     if training.is_frozen:
         backbone.check(training, model)
+    if training.recipe.nopeek:
+        nopeek.check(training.recipe.nopeek, training, model)
 
 
 def _with_key(config: RunConfig) -> RunConfig:

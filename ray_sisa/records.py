@@ -71,6 +71,7 @@ class EpochMetrics(StoredRecord):
 
     epoch: int
     loss: float
+    """Mean of what was minimised: cross-entropy, and the penalty where there is one."""
     train_top1: float
     test_top1: float | None = None
     test_top5: float | None = None

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ray_sisa import models, weights
+from ray_sisa import models, nopeek, weights
 from ray_sisa.augment import Batches, Normalise, num_batches
 from ray_sisa.config import OptimizerConfig, Recipe, TrainingRecipe
 from ray_sisa.digests import derive_seed
@@ -217,10 +217,15 @@ def _taking_steps(live: Live, training: TrainingRecipe, key: str) -> Callable[[i
 
 
 def _step(live: Live, images: Tensor, labels: Tensor, recipe: Recipe) -> None:
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+    with (
+        torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"),
+        nopeek.watched(live.model, recipe.nopeek) as outputs,
+    ):
         logits = live.model(images)
     logits = logits.float()
     loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+    if recipe.nopeek:
+        loss = loss + nopeek.penalty(recipe.nopeek, images, outputs)
     live.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     live.optimizer.step()

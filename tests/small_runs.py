@@ -44,6 +44,7 @@ CNN: dict[str, Any] = {
     "precision": "bfloat16",
 }
 DROPOUT = MLP | {"model": "small_runs:dropout_network"}
+NOPEEK = MLP | {"nopeek": {"layer": "hidden1", "weight": 0.5}}
 FROZEN: dict[str, Any] = {
     "model": "small_cnn",
     "backbone": "frozen",
@@ -51,7 +52,7 @@ FROZEN: dict[str, Any] = {
     "epochs_per_slice": 3,
     "batch_size": 32,
 }
-RECIPES = {"mlp": MLP, "cnn": CNN, "dropout": DROPOUT}
+RECIPES = {"mlp": MLP, "cnn": CNN, "dropout": DROPOUT, "nopeek": NOPEEK}
 
 
 def dropout_network(num_classes: int, image_shape: tuple[int, ...]) -> nn.Module:

@@ -78,5 +78,8 @@ def _check(method: AnyMethod, retained: LabelledImages, forget: LabelledImages, 
     if training.recipe.backbone == "frozen":
         rule = "is not for approximate methods, which change every layer"
         raise ConfigError("recipe.backbone", "frozen", rule, "Make a run with backbone: trained, or use `unlearn`")
+    if training.recipe.nopeek:
+        rule = "is not for approximate methods, whose losses have no such penalty: they would undo what it did"
+        raise ConfigError("recipe.nopeek", training.recipe.nopeek.layer, rule, "Make a run without, or use `unlearn`")
     if isinstance(method, RandomLabels) and training.num_classes < 2:
         raise ConfigError("method", method.name, "needs a class that is wrong", "Choose another method")

@@ -36,7 +36,7 @@ EVERY_STEP = {"checkpoint_every": {"minutes": 1e-9}}
 PLACES = {"shards": 1, "slices": 2}
 RECIPES: dict[str, dict[str, Any]] = {
     "dropout and Adam": DROPOUT | {"batch_size": 64},
-    "BatchNorm, momentum, bfloat16": CNN | {"epochs_per_slice": 2},
+    "BatchNorm, momentum, bfloat16, NoPeek": CNN | {"epochs_per_slice": 2, "nopeek": {"layer": "bn2", "weight": 0.5}},
 }
 
 
