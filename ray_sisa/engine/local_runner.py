@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 from ray_sisa.engine.driver import TICK_S
-from ray_sisa.engine.runner import Item, Result
+from ray_sisa.engine.runner import Item, Result, Tell, Told, no_one, telling
 from ray_sisa.engine.work import ChainEnded, ChainWork, Event
 from ray_sisa.engine.worker import train_chain
 
@@ -50,10 +50,21 @@ class LocalRunner:
         if shard == self._shard:
             self._events = None
 
-    def map(self, function: Callable[[Any, Item], Result], shared: Any, items: Sequence[Item]) -> list[Result]:
+    def map(
+        self, function: Callable[[Any, Item], Result], shared: Any, items: Sequence[Item], tell: Tell = no_one
+    ) -> list[Result]:
         """One after another; no worker can be lost, so all that is raised comes from the function."""
-        return [function(shared, item) for item in items]
+        return [_to_end(telling(function(shared, item)), number, tell) for number, item in enumerate(items)]
 
     def close(self) -> None:
         """Nothing is left running."""
         self._events = None
+
+
+def _to_end(steps: Generator[Told, None, Any], number: int, tell: Tell) -> Any:
+    while True:
+        try:
+            told = next(steps)
+        except StopIteration as end:
+            return end.value
+        tell(number, told.what)

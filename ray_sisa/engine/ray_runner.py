@@ -27,7 +27,7 @@ from ray.exceptions import AuthenticationError, OutOfMemoryError, RayActorError,
 from ray_sisa.config import Scaling
 from ray_sisa.engine.driver import TICK_S, Decision, allowed, check_progress, decide
 from ray_sisa.engine.losses import killed_for_memory, lost
-from ray_sisa.engine.runner import Item, Placed, Result
+from ray_sisa.engine.runner import Item, Placed, Result, Tell, Told, no_one, telling
 from ray_sisa.engine.work import ChainEnded, ChainWork, Ending, Event
 from ray_sisa.errors import ResourcesError, TrainingError
 
@@ -65,11 +65,12 @@ class ShardWorker:
             yield ChainEnded(shard=work.shard, ending="application", message=traceback.format_exc())
 
     def call(
-        self, function: Callable[[Any, Item], Result], shared: Any, number: int, item: Item
-    ) -> Iterator[Placed | Result]:
-        """Where, then `function(shared, item)`."""
+        self, function: Callable[[Any, Item], Any], shared: Any, number: int, item: Item
+    ) -> Iterator[Placed | Told | Any]:
+        """Where, then what `function(shared, item)` tells, then its result."""
         yield _here(number)
-        yield function(shared, item)
+        result = yield from telling(function(shared, item))
+        yield result
 
 
 @dataclass(kw_only=True, slots=True)
@@ -151,10 +152,12 @@ class RayRunner:
                 del self._flights[stream]
                 ray.kill(flight.worker.actor)
 
-    def map(self, function: Callable[[Any, Item], Result], shared: Any, items: Sequence[Item]) -> list[Result]:
+    def map(
+        self, function: Callable[[Any, Item], Result], shared: Any, items: Sequence[Item], tell: Tell = no_one
+    ) -> list[Result]:
         """Spreads the items over actors, as many as there is room for by then; `shared` is sent once."""
         self.demand(len(items))
-        mapping = _Mapping(self, function, shared, items)
+        mapping = _Mapping(self, function, shared, items, tell)
         try:
             while not mapping.done:
                 mapping.turn()
@@ -267,8 +270,11 @@ class RayRunner:
 class _Mapping:
     """A function on its way over some items."""
 
-    def __init__(self, runner: RayRunner, function: Callable[..., Any], shared: Any, items: Sequence[Any]) -> None:
-        self._runner, self._function, self._shared, self._items = runner, function, ray.put(shared), items
+    def __init__(
+        self, runner: RayRunner, function: Callable[..., Any], shared: Any, items: Sequence[Any], tell: Tell
+    ) -> None:
+        self._runner, self._function, self._tell = runner, function, tell
+        self._shared, self._items = ray.put(shared), items
         self._waiting, self._failures = deque(range(len(items))), Counter[tuple[int, Ending]]()
         self._calls: dict[ray.ObjectRefGenerator, _Flight] = {}
         self._moved_at = time.monotonic()
@@ -286,7 +292,7 @@ class _Mapping:
             self._take(stream)
         self._runner._look_for_notices()
         if any(flight.taken_up for flight in self._calls.values()):
-            self._moved_at = time.monotonic()  # they run, however long: they tell of nothing
+            self._moved_at = time.monotonic()  # they run, however long: not all tell of anything
         places = {flight.number: flight.place for flight in self._calls.values()}
         check_progress(self._moved_at, self._runner._scaling, "items", places)
 
@@ -312,6 +318,8 @@ class _Mapping:
             return
         if isinstance(told, Placed):
             flight.take_up(told)
+        elif isinstance(told, Told):
+            self._tell(flight.number, told.what)
         else:
             self.results[flight.number] = told
             self._runner._idle.append(self._calls.pop(stream).worker)

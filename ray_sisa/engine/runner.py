@@ -5,7 +5,8 @@ Two implementations: `local_runner` in this process, `ray_runner` on a cluster. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
@@ -16,6 +17,12 @@ from ray_sisa.engine.work import ChainWork, Event
 RunnerName = Literal["ray", "local"]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Tell = Callable[[int, Any], None]
+"""Hears what a mapped function yields: the number of its item, and what."""
+
+
+def no_one(number: int, told: Any) -> None:
+    """Hears nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,8 +58,13 @@ class Runner(Protocol):
     def stop(self, shard: int) -> None:
         """Ends the chain of a shard without a further event; what it committed stays."""
 
-    def map(self, function: Callable[[Any, Item], Result], shared: Any, items: Sequence[Item]) -> list[Result]:
+    def map(
+        self, function: Callable[[Any, Item], Result], shared: Any, items: Sequence[Item], tell: Tell = no_one
+    ) -> list[Result]:
         """`function(shared, item)` of each item, in order; the function is importable by name.
+
+        A generator function maps to what it returns, which types do not say; what it yields is told with the number
+        of its item. An item that is tried again tells again.
 
         Raises:
             Exception: what the function raised, as it was raised.
@@ -61,6 +73,25 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Ends all workers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a mapped function yields, told apart from what it returns."""
+
+    what: Any
+
+
+def telling(returned: Any) -> Generator[Told, None, Any]:
+    """The result of a mapped function; before it, where that is a generator, all that it yields."""
+    if not inspect.isgenerator(returned):
+        return returned
+    while True:
+        try:
+            what = next(returned)
+        except StopIteration as end:
+            return end.value
+        yield Told(what)
 
 
 def device_of(scaling: Scaling) -> str:

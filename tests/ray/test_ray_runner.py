@@ -432,6 +432,22 @@ def test_mapped_results_come_in_order_and_all_workers_are_used_again(on_ray: Ray
     assert on_ray.map(failing_networks.add, 0, []) == []
 
 
+def test_what_a_mapped_generator_yields_is_told_by_number(
+    on_ray: RayRunner, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[tuple[int, str]] = []
+    assert on_ray.map(failing_networks.counts, str(tmp_path), [2, 3], lambda *heard: told.append(heard)) == [2, 3]
+    assert [what for number, what in told if number == 0] == ["0 of 2", "1 of 2"]
+    # The worker of the other died: its item told again, from the start.
+    again = [what for number, what in told if number == 1]
+    assert again[-3:] == ["0 of 3", "1 of 3", "2 of 3"]
+    assert "0 of 3" in again[:-3]
+    assert (tmp_path / "died").exists()
+    there = LocalRunner().map(failing_networks.counts, str(tmp_path), [2, 3], lambda *heard: told.append(heard))
+    assert there == [2, 3]
+    assert told[-5:] == [(0, "0 of 2"), (0, "1 of 2"), (1, "0 of 3"), (1, "1 of 3"), (1, "2 of 3")]
+
+
 def test_a_mapped_item_outlives_its_worker(cluster: None, on_ray: RayRunner, tmp_path: Path) -> None:
     folder = str(tmp_path)
     assert on_ray.map(failing_networks.dies_once, folder, range(5)) == [0, 1, 4, 9, 16]

@@ -1,0 +1,82 @@
+"""The white-box attack: who has the weights of the device part looks for the image that gives the same activations.
+
+He, Zhang and Lee, "Model inversion attacks against collaborative inference" (2019): regularised maximum likelihood
+estimation, with total variation as the regulariser. Deterministic: it begins at mid-grey and draws nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ray_sisa.errors import ConfigError
+from ray_sisa.training import deterministic
+
+Device = Callable[[Tensor], Tensor]
+"""Pixels float32 [B, H, W, C] in 0..1 to activations float32 [B, ...], differentiably."""
+
+_AT_ONCE = 256  # images; each is looked for by itself, so their number changes nothing
+_SMOOTH = 1e-6  # keeps the gradient of the total variation finite where an image is flat
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchConfig:
+    """How an image is looked for.
+
+    Attributes:
+        steps: of Adam.
+        lr: learning rate, in pixels of 0..1.
+        total_variation: weight of the total variation, beside the squared distance of the activations, both as means.
+        threads: of the CPU; bits depend on it.
+    """
+
+    steps: int = 500
+    lr: float = 0.02
+    total_variation: float = 0.01
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"white_box.{name}", getattr(self, name), "must be at least 1", "Correct it")
+        if not (math.isfinite(self.lr) and self.lr > 0 and 0 <= self.total_variation < math.inf):
+            value = f"{self.lr}, {self.total_variation}"
+            raise ConfigError("white_box.lr, total_variation", value, "must be above 0, and at least 0", "Correct them")
+
+
+def search(
+    part: Device, activations: np.ndarray, image_shape: tuple[int, ...], config: SearchConfig, device: str = "cpu"
+) -> np.ndarray:
+    """Images float32 [N, H, W, C] in 0..1 whose activations come near to those intercepted, float32 [N, ...].
+
+    The distance is divided by the mean square of the intercepted activations, so that the weight of the total
+    variation means the same at every layer.
+    """
+    found = np.empty((len(activations), *image_shape), np.float32)
+    scale = float(np.mean(np.square(activations, dtype=np.float64))) or 1.0
+    with deterministic(config.threads, device):
+        for start in range(0, len(found), _AT_ONCE):
+            wanted = torch.from_numpy(activations[start : start + _AT_ONCE]).to(device)
+            pixels = torch.full((len(wanted), *image_shape), 0.5, device=device, requires_grad=True)
+            optimizer = torch.optim.Adam([pixels], config.lr)
+            for _ in range(config.steps):
+                distance = (part(pixels) - wanted).square().flatten(1).mean(1) / scale
+                loss = (distance + config.total_variation * total_variation(pixels)).sum()
+                (pixels.grad,) = torch.autograd.grad(loss, [pixels])
+                optimizer.step()
+                with torch.no_grad():
+                    pixels.clamp_(0, 1)
+            found[start : start + _AT_ONCE] = pixels.detach().cpu().numpy()
+    return found
+
+
+def total_variation(pixels: Tensor) -> Tensor:
+    """Mean length of the gradient of each image float32 [B, H, W, C]: float32 [B]."""
+    down, right = pixels[:, 1:, :-1] - pixels[:, :-1, :-1], pixels[:, :-1, 1:] - pixels[:, :-1, :-1]
+    lengths = (down.square() + right.square() + _SMOOTH).sqrt()
+    return lengths.flatten(1).mean(1) if lengths.shape[1:].numel() else pixels.new_zeros(len(pixels))
