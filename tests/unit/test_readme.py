@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ray_sisa import omniglot
 from ray_sisa.config_values import make_config
 
 ROOT = Path(__file__).parents[2]
@@ -17,9 +18,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 
 
-def fenced(language: str) -> str:
-    """The one block of a language in the README."""
-    (block,) = re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+def fenced(language: str, text: str = README) -> str:
+    """The one block of a language in the README, or in another text."""
+    (block,) = re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
     return block
 
 
@@ -42,6 +43,13 @@ def test_the_example_runs(tmp_path: Path) -> None:
 def test_the_configuration_loads() -> None:
     config = make_config(yaml.safe_load(fenced("yaml")))
     assert (config.placement.shards, config.placement.slices) == (4, 5)
+
+
+def test_the_configuration_for_omniglot_loads() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    config = make_config(yaml.safe_load(fenced("yaml", page)))
+    assert (config.data.source, config.data.train) == (omniglot.SOURCE, "evaluation")
+    assert config.recipe.nopeek is not None and config.recipe.nopeek.layer == "device"
 
 
 def test_the_alternative_that_the_configuration_names_costs_the_same() -> None:
