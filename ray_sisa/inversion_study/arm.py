@@ -1,0 +1,83 @@
+"""An arm of the study: images at one resolution, targets trained on them, attackers against these."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from ray_sisa.config import RunConfig
+from ray_sisa.config_values import make_config
+from ray_sisa.digests import digest_json
+from ray_sisa.inversion_study.results import Target
+from ray_sisa.inversion_study.roles import CONSTANTS, Roles
+from ray_sisa.inversion_study.tasks import Attack, Bench, KeepRandom, MatchNoise, StopAt, TrainTarget, WhiteBox
+from ray_sisa.location import join_run
+from ray_sisa.study.arm import Place
+from ray_sisa.study.steps import Task, do_each
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+LAYER = "device"  # the part of the study's network that leaves 32 numbers
+
+
+class Arm:
+    """Makes the steps of an arm, and has workers do them."""
+
+    def __init__(self, name: str, place: Place, roles: Roles) -> None:
+        """Takes the images."""
+        self.name, self.place, self.roles, self.steps = name, place, roles, place.steps
+        self._bench = Bench(steps=place.steps, roles=roles)
+
+    def each(self, tasks: Sequence[Task[Result]]) -> list[Result]:
+        """The results of steps that do not depend on each other; the longest are best first."""
+        return do_each(self.name, tasks, self.steps, self._bench, self.place.runner)
+
+    def here(self, task: Task[Result]) -> Result:
+        """The result of a step driven from this process, its chains trained by workers."""
+        if self.steps.find(task) is None:
+            logger.info("%s: %s", self.name, type(task).__name__.lower())
+        return self.steps.do(task, replace(self._bench, runner=self.place.runner))
+
+    def config(
+        self, recipe: Mapping[str, Any], *, seed: int, shards: int = 1, slices: int = 1, measure: str = "epoch"
+    ) -> RunConfig:
+        """A run of this arm; its name follows from what it is made of."""
+        content = {
+            "storage_path": join_run(self.place.storage, "runs"),
+            "data": {**self.roles.data, **CONSTANTS},
+            "placement": {"strategy": "hash", "key": "study", "shards": shards, "slices": slices},
+            "recipe": {**recipe, "seed": seed},
+            "scaling": self.place.scaling,
+            "evaluation": {"test_during_training": measure},
+        }
+        digest = digest_json([self.roles.digest, content["placement"], content["recipe"]])
+        return make_config({**content, "name": f"{self.name}-{shards}x{slices}-{seed}-{digest[:8]}"})
+
+    def train(self, name: str, recipe: Mapping[str, Any], seed: int) -> TrainTarget:
+        """The step that trains a whole model."""
+        return TrainTarget(name=name, config=self.config(recipe, seed=seed), images=self.roles.digest)
+
+    def random(self, recipe: Mapping[str, Any], seed: int) -> KeepRandom:
+        """The step that keeps a network with random weights."""
+        return KeepRandom(name="random", config=self.config(recipe, seed=seed), images=self.roles.digest)
+
+    def stop(self, name: str, recipe: Mapping[str, Any], seed: int, accuracy: float, every: int) -> StopAt:
+        """The step that trains a whole model to an accuracy."""
+        config = self.config(recipe, seed=seed)
+        return StopAt(name=name, config=config, images=self.roles.digest, accuracy=accuracy, every=every)
+
+    def match(self, target: Target, accuracy: float, kind: str = "gaussian") -> MatchNoise:
+        """The step that finds the noise that brings a target to an accuracy."""
+        return MatchNoise(target=target, layer=LAYER, kind=kind, images=self.roles.digest, accuracy=accuracy)
+
+    def attack(self, target: Target, decoder: Mapping[str, Any], seed: int, noise: str | None = None) -> Attack:
+        """The step that attacks a target with a decoder."""
+        return Attack(
+            target=target, layer=LAYER, images=self.roles.digest, decoder={**decoder, "seed": seed}, noise=noise
+        )
+
+    def white_box(self, target: Target, num_images: int, steps: int) -> WhiteBox:
+        """The step that attacks a target whose weights are known."""
+        return WhiteBox(target=target, layer=LAYER, images=self.roles.digest, num_images=num_images, steps=steps)

@@ -1,0 +1,57 @@
+"""The model-inversion study as a job: data in, record and report out."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from ray_sisa.config import Scaling
+from ray_sisa.engine.runner import open_runner
+from ray_sisa.inversion_study.presets import PRESETS
+from ray_sisa.inversion_study.results import InversionRecord
+from ray_sisa.inversion_study.roles import section_of
+from ray_sisa.inversion_study.study import run_study
+from ray_sisa.location import join_run, resolve_uri
+from ray_sisa.store import Store
+from ray_sisa.study.arm import Place
+from ray_sisa.study.provenance import commit_here
+from ray_sisa.study.steps import Steps
+
+logger = logging.getLogger(__name__)
+
+
+def run_job(
+    preset_name: str, source: str, storage: str, out: Path, gpus_per_worker: float | None = None
+) -> InversionRecord:
+    """Runs a preset of the study, or goes on with it, and writes `result.json`, pictures and `report.html`.
+
+    Args:
+        preset_name: of `PRESETS`.
+        source: folder or URI that holds omniglot/*.parquet, or `torchvision`.
+        storage: folder or URI of runs and steps.
+        out: folder of the record; made if absent.
+        gpus_per_worker: in place of the preset's.
+
+    Raises:
+        SisaError: data that is not there, a cluster that cannot hold a worker, and whatever a run raises.
+    """
+    preset = PRESETS[preset_name]
+    gpus = preset.gpus_per_worker if gpus_per_worker is None else gpus_per_worker
+    scaling = {"resources_per_worker": {"CPU": 1, **({"GPU": gpus} if gpus else {})}}
+    steps = Steps(Store(join_run(storage, "study")), commit_here())
+    with open_runner("ray", Scaling.model_validate(scaling)) as runner:
+        place = Place(storage=storage, steps=steps, runner=runner, scaling=scaling)
+        record = run_study(preset, section_of(source), place)
+    out.mkdir(parents=True, exist_ok=True)
+    # Where things lay is nobody's business who reads the record.
+    text = TypeAdapter(InversionRecord).dump_json(record, indent=1).decode()
+    (out / "result.json").write_text(text.replace(resolve_uri(storage), "STORAGE") + "\n", encoding="utf-8")
+    logger.info("%s: %s", preset.name, out / "report.html")
+    return record
+
+
+def read_record(path: Path) -> InversionRecord:
+    """The record in a `result.json`."""
+    return TypeAdapter(InversionRecord).validate_json(path.read_bytes())

@@ -1,0 +1,114 @@
+"""The three sizes of the model-inversion study: `smoke` for tests, `cpu` for two cores, `gpu` for the whole of it.
+
+The arms are the same in all; sizes, seeds and epochs differ. Recipes are the original's where it is said so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+PLAIN: dict[str, Any] = {
+    "schedule": "constant",
+    "batch_size": 32,
+    "optimizer": {"name": "adam", "lr": 1e-3},
+    "precision": "bfloat16",
+}
+"""The original's way to train a target: Adam at Keras' rate, batches of 32."""
+PRIVATE: dict[str, Any] = {**PLAIN, "optimizer": {"name": "adam", "lr": 5e-3}}
+"""The original's way to train one with DP-SGD, but for its noise."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preset:
+    """A size of the study."""
+
+    name: str
+    num_train: int | None = 11_000
+    """Images of the evaluation set that targets are trained on, the rest validates; None for five of six."""
+    num_images: int | None = None
+    """How many images of each role are used, drawn at random; all by default."""
+    noise_multipliers: tuple[float, ...] = (0.7, 0.5, 0.3)
+    faithful_sides: tuple[int, ...] = (105,)
+    """Pixels a side in the faithful arm; the original has 105. Its private targets are trained at the last of them."""
+    faithful_epochs: int = 10
+    faithful_private_epochs: int = 24
+    """The original's 20 epochs of 13,180 / 32 steps, in epochs of the 11,000 images that they were drawn from."""
+    side: int = 105
+    """Pixels a side in the honest arm and on SISA."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    epochs: int = 10
+    private_epochs: int = 20
+    decoder: dict[str, Any]
+    """The attacker of the honest arm and on SISA."""
+    strong: dict[str, Any] | None
+    """A stronger attacker, tried on the targets of the first seed."""
+    faithful_decoder: dict[str, Any]
+    """The original's attacker."""
+    check_every: int = 16
+    """Steps between two looks at the accuracy of an encoder that is stopped early."""
+    nopeek: tuple[float, ...] = (1.0, 5.0)
+    """Weights of the NoPeek penalty."""
+    white_box_images: int = 64
+    white_box_steps: int = 500
+    shards: int = 4
+    slices: int = 3
+    sisa_epochs: int = 6
+    num_subjects: int = 16
+    """Drawers who ask to be forgotten."""
+    private_slices: int = 5
+    private_shards: int = 2
+    sisa_noise_multiplier: float = 1.0
+    sisa_private_epochs: int = 4
+    gpus_per_worker: float = 0
+
+
+STUDY: dict[str, Any] = {"style": "study", "epochs": 100}
+
+SMOKE = Preset(
+    name="smoke",
+    num_train=None,
+    num_images=120,
+    noise_multipliers=(0.5,),
+    faithful_sides=(35,),
+    faithful_epochs=1,
+    faithful_private_epochs=1,
+    side=35,
+    seeds=(0,),
+    epochs=1,
+    private_epochs=1,
+    decoder={"style": "study", "epochs": 2},
+    strong=None,
+    faithful_decoder={"style": "study", "epochs": 2},
+    check_every=1,
+    nopeek=(1.0,),
+    white_box_images=4,
+    white_box_steps=5,
+    shards=2,
+    slices=2,
+    sisa_epochs=1,
+    num_subjects=4,
+    private_shards=1,
+    private_slices=2,
+    sisa_private_epochs=1,
+)
+
+CPU = Preset(
+    name="cpu",
+    faithful_sides=(105, 35),
+    side=35,
+    seeds=(0, 1, 2),
+    decoder=STUDY,
+    strong={"style": "wide", "epochs": 20, "precision": "bfloat16"},
+    faithful_decoder=STUDY,
+)
+
+GPU = Preset(
+    name="gpu",
+    decoder=STUDY,
+    strong={"style": "wide", "epochs": 100, "precision": "bfloat16"},
+    faithful_decoder=STUDY,
+    gpus_per_worker=0.25,
+)
+
+PRESETS = {preset.name: preset for preset in (SMOKE, CPU, GPU)}

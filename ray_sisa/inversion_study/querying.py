@@ -1,0 +1,103 @@
+"""A kept target as an attacker meets it: a device part to ask, and a server part that answers what was sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ray_sisa.augment import Normalise
+from ray_sisa.config import TrainingRecipe
+from ray_sisa.inversion.attack import AttackEpoch, Decoder, DecoderConfig, reconstruct, train_decoder
+from ray_sisa.inversion.white_box import SearchConfig, search
+from ray_sisa.inversion_study.results import Target
+from ray_sisa.splitting import ActivationNoise, split
+from ray_sisa.study.steps import Steps
+from ray_sisa.training import load_network, reproducible, to_tensor
+
+AT_ONCE = 256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attacker:
+    """A trained decoder, the target that it asks, and its error by epoch."""
+
+    decoder: Decoder
+    ask: Callable[[np.ndarray], np.ndarray]
+    mse: tuple[float, ...]
+
+    def reconstruct(self, images: np.ndarray) -> np.ndarray:
+        """Images float32 [N, H, W, C] in 0..1 that it makes of what is intercepted of images uint8 [N, H, W, C]."""
+        return reconstruct(self.decoder, self.ask(images))
+
+
+class Queried:
+    """A target cut in two."""
+
+    def __init__(
+        self, network: nn.Module, training: TrainingRecipe, layer: str, noise: str | None, device: str
+    ) -> None:
+        """Cuts a network; `noise` is added to what leaves the device."""
+        self._training, self._where = training, device
+        self.noise = ActivationNoise.parse(noise) if noise else None
+        with reproducible(training, device):
+            self._device, self._server = split(network.eval(), layer, self.noise)
+        self._normalise = Normalise(training, device)
+
+    @classmethod
+    def open(cls, steps: Steps, target: Target, layer: str, noise: str | None = None, device: str = "cpu") -> Queried:
+        """The target with the weights that were kept."""
+        training = TrainingRecipe.model_validate_json(target.recipe)
+        tensors = {name: torch.from_numpy(array.copy()) for name, array in steps.arrays(target.arrays).items()}
+        return cls(load_network(training, tensors, device), training, layer, noise, device)
+
+    @torch.no_grad()
+    def activations(self, images: np.ndarray) -> np.ndarray:
+        """What leaves the device for images uint8 [N, H, W, C]: float32 [N, ...]."""
+        with reproducible(self._training, self._where):
+            return self._in_parts(images, lambda part: self._device(self._normalise(part)))
+
+    @torch.no_grad()
+    def answers(self, activations: np.ndarray) -> np.ndarray:
+        """Logits float32 [N, K] of what left the device."""
+        with reproducible(self._training, self._where):
+            return self._in_parts(activations, self._server)
+
+    def attack(self, public: np.ndarray, decoder: dict[str, Any]) -> Attacker:
+        """Trains a decoder on public images, asking again in each epoch where answers are noisy."""
+        config = DecoderConfig(**{"threads": self._training.recipe.threads, **decoder})
+        errors: list[float] = []
+
+        def tell(epoch: AttackEpoch) -> None:
+            errors.append(epoch.mse)
+
+        made = train_decoder(
+            self.activations, public, config, fresh=self.noise is not None, device=self._where, tell=tell
+        )
+        return Attacker(decoder=made, ask=self.activations, mse=tuple(errors))
+
+    def with_noise(self, activations: np.ndarray, noise: str, seed: int) -> np.ndarray:
+        """Activations float32 [N, ...] with noise drawn on them."""
+        clean = torch.from_numpy(activations)
+        drawn = ActivationNoise.parse(noise).draw(clean, torch.Generator().manual_seed(seed))
+        noisy: np.ndarray = (clean + drawn).numpy()
+        return noisy
+
+    def search(self, victims: np.ndarray, steps: int) -> np.ndarray:
+        """Images float32 [N, H, W, C] in 0..1 whose activations are those of the victims; the weights are known."""
+        config = SearchConfig(steps=steps, threads=self._training.recipe.threads)
+        intercepted = self.activations(victims)
+        return search(self._of_pixels, intercepted, victims.shape[1:], config, device=self._where)
+
+    def _of_pixels(self, pixels: Tensor) -> Tensor:
+        activations: Tensor = self._device(self._normalise(255 * pixels)).float()
+        return activations
+
+    def _in_parts(self, rows: np.ndarray, run: Callable[[Tensor], Tensor]) -> np.ndarray:
+        starts = range(0, len(rows), AT_ONCE)
+        parts = [run(to_tensor(np.ascontiguousarray(rows[i : i + AT_ONCE])).to(self._where)) for i in starts]
+        return torch.cat(parts).float().cpu().numpy()

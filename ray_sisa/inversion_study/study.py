@@ -1,0 +1,60 @@
+"""The model-inversion study, whole: its arms in order, put together into one record."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ray_sisa.inversion_study.arm import Arm
+from ray_sisa.inversion_study.faithful import run_faithful
+from ray_sisa.inversion_study.honest import run_honest
+from ray_sisa.inversion_study.presets import Preset
+from ray_sisa.inversion_study.results import Facts, InversionRecord, TrainedTarget
+from ray_sisa.inversion_study.roles import Roles, at_side, read_roles
+from ray_sisa.inversion_study.sisa import run_sisa
+from ray_sisa.run import Run
+from ray_sisa.study.arm import Place
+from ray_sisa.study.provenance import command_here
+
+
+def run_study(preset: Preset, section: dict[str, Any], place: Place) -> InversionRecord:
+    """Runs the study, or goes on with it.
+
+    Args:
+        preset: its size.
+        section: `data` of a configuration of Omniglot, as by `roles.section_of`.
+        place: where to work.
+    """
+    began = time.perf_counter()
+    whole = read_roles(section, preset.num_train, preset.num_images)
+    faithful = tuple(
+        run_faithful(Arm("faithful", place, at_side(whole, side)), preset, side) for side in preset.faithful_sides
+    )
+    roles = at_side(whole, preset.side)
+    honest = run_honest(Arm("honest", place, roles), preset)
+    sisa = run_sisa(Arm("sisa", place, roles), preset)
+    seconds = time.perf_counter() - began
+    return InversionRecord(
+        facts=_facts(preset, whole, place, faithful[0].plain[0], seconds), faithful=faithful, honest=honest, sisa=sisa
+    )
+
+
+def _facts(preset: Preset, roles: Roles, place: Place, first: TrainedTarget, seconds: float) -> Facts:
+    environment = Run.open(first.uri).stages()[0].environment
+    origins = place.steps.found.values()
+    return Facts(
+        preset=preset.name,
+        command=command_here(),
+        commit=", ".join(sorted({origin.commit for origin in origins if origin.commit})),
+        started_at=min(origin.started_at for origin in origins),
+        seconds=seconds,
+        step_seconds=sum(origin.seconds for origin in origins),
+        machine=f"{environment.device_name}, {environment.platform}",
+        device=environment.device,
+        torch=environment.torch,
+        num_train=len(roles.dataset.train),
+        num_validation=len(roles.dataset.test or ()),
+        num_public=len(roles.public),
+        num_victims=len(roles.victims),
+        num_seen=int(roles.seen.sum()),
+    )
