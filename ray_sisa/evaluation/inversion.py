@@ -111,6 +111,24 @@ def measure(
     )
 
 
+def r2_difference(
+    one: Floats, other: Floats, base: Floats, clusters: NDArray[Any], *, num_resamples: int = 2000, seed: int = 0
+) -> Estimate:
+    """R2 of one reconstruction less that of another, of the same images: below 0 where the other comes nearer.
+
+    Args:
+        one: squared error of each image, float [N].
+        other: likewise.
+        base: likewise, of the mean image.
+        clusters: [N], what the bootstrap resamples.
+        num_resamples: of the bootstrap.
+        seed: of the bootstrap.
+    """
+    _, codes = np.unique(clusters, return_inverse=True)
+    sums = (values.astype(np.float64) for values in (other - one, base))
+    return _Bootstrap(codes, num_resamples, seed).estimate(lambda totals: totals[..., 0] / totals[..., 1], *sums)
+
+
 def squared_errors(true: Floats, made: Floats) -> NDArray[np.float64]:
     """Mean squared error of each image, float64 [N], of float [N, H, W, C] and the same."""
     found = [np.mean(np.square(a.astype(np.float64) - b)) for a, b in zip(true, made, strict=True)]

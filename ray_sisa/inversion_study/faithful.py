@@ -28,6 +28,7 @@ def run_faithful(arm: Arm, preset: Preset, side: int) -> Faithful:
     baselines: list[Task[Baseline]] = [BaselineTask(name=n, images=arm.roles.digest) for n in NAMES]
     return Faithful(
         side=side,
+        truth=arm.steps.keep(shown=arm.roles.victims.images[arm.roles.shown][..., 0]),
         plain=tuple(trained[len(private) :]),
         private=tuple(trained[: len(private)]),
         accounting=accountings(noises),

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from ray_sisa.inversion_study.arm import LAYER, Arm
 from ray_sisa.inversion_study.baselines import NAMES, BaselineTask
+from ray_sisa.inversion_study.pairs import pairs
 from ray_sisa.inversion_study.presets import PLAIN, PRIVATE, Preset
 from ray_sisa.inversion_study.results import (
     Attacked,
@@ -62,11 +63,14 @@ def run_honest(arm: Arm, preset: Preset) -> Honest:
         for i, seed in enumerate(seeds)
     ]
     baselines: list[Task[Baseline]] = [BaselineTask(name=n, images=arm.roles.digest) for n in NAMES]
+    attacked, made = tuple(_attacked(arm, preset, found)), tuple(arm.each(baselines))
     return Honest(
         side=preset.side,
+        truth=arm.steps.keep(shown=arm.roles.victims.images[arm.roles.shown][..., 0]),
         num_train=len(arm.roles.dataset.train),
-        seeds=tuple(_attacked(arm, preset, found)),
-        baselines=tuple(arm.each(baselines)),
+        seeds=attacked,
+        pairs=pairs(arm.steps, arm.roles, attacked, made[NAMES.index("mean")]),
+        baselines=made,
     )
 
 

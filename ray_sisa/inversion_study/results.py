@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ray_sisa.evaluation.inversion import Reconstruction
+from ray_sisa.evaluation.inversion import Estimate, Reconstruction
 
 Part = Literal["public", "victims", "unseen", "seen"]
 """Public images; all victims; those that the attacker did not train on, and those that it did."""
@@ -155,6 +155,8 @@ class Faithful:
     """The original's experiment at one resolution, once."""
 
     side: int
+    truth: str
+    """Where the victims that are shown are kept as they are, `shown` uint8 [N, H, W]."""
     plain: tuple[TrainedTarget, ...]
     """Normalisation inert, as the original's loop runs it; then in training mode."""
     private: tuple[TrainedTarget, ...]
@@ -181,12 +183,40 @@ class HonestSeed:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Pair:
+    """What one target leaks less what another does, under the same attacker, over all seeds; of unseen victims.
+
+    Below 0 the first leaks less.
+    """
+
+    noise_multiplier: float
+    """Of the private target that the pair is about."""
+    one: str
+    other: str
+    """`private`, `stopped` or `noisy`."""
+    accuracy: float
+    """Mean over seeds, of `one`, on the validation images."""
+    other_accuracy: float
+    r2: float
+    """Mean over seeds, of `one`."""
+    other_r2: float
+    by_seed: tuple[float, ...]
+    """Difference of R2 under each seed."""
+    difference: Estimate
+    """Of R2, errors of each image averaged over seeds first; the interval is over characters."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Honest:
     """The honest arm."""
 
     side: int
     num_train: int
+    truth: str
+    """As in `Faithful`."""
     seeds: tuple[HonestSeed, ...]
+    pairs: tuple[Pair, ...]
+    """By noise multiplier: private less stopped, private less noisy, noisy less stopped."""
     baselines: tuple[Baseline, ...]
 
 
@@ -222,6 +252,8 @@ class Facts:
     num_victims: int
     num_seen: int
     """Victims that are among the public images."""
+    shown: int
+    """Of the pictures that are kept of each attack, how many are of unseen victims; those after them are of seen."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -34,9 +34,8 @@ def run_study(preset: Preset, section: dict[str, Any], place: Place) -> Inversio
     honest = run_honest(Arm("honest", place, roles), preset)
     sisa = run_sisa(Arm("sisa", place, roles), preset)
     seconds = time.perf_counter() - began
-    return InversionRecord(
-        facts=_facts(preset, whole, place, faithful[0].plain[0], seconds), faithful=faithful, honest=honest, sisa=sisa
-    )
+    facts = _facts(preset, whole, place, faithful[0].plain[0], seconds)
+    return InversionRecord(facts=facts, faithful=faithful, honest=honest, sisa=sisa)
 
 
 def _facts(preset: Preset, roles: Roles, place: Place, first: TrainedTarget, seconds: float) -> Facts:
@@ -57,4 +56,5 @@ def _facts(preset: Preset, roles: Roles, place: Place, first: TrainedTarget, sec
         num_public=len(roles.public),
         num_victims=len(roles.victims),
         num_seen=int(roles.seen.sum()),
+        shown=int((~roles.seen[roles.shown]).sum()),
     )
