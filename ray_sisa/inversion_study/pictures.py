@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ray_sisa.errors import DataError
-from ray_sisa.inversion_study.results import InversionRecord
+from ray_sisa.inversion_study.results import Faithful, Honest, InversionRecord
 from ray_sisa.study.steps import Steps
 
 PICTURES = "pictures.npz"
@@ -42,8 +42,9 @@ def read_pictures(path: Path, record: InversionRecord) -> Pictures:
 
 def names(record: InversionRecord) -> Iterator[str]:
     """Of all pictures of a record."""
-    for arm in (*record.faithful, record.honest):
-        yield arm.truth
-        yield from (baseline.arrays for baseline in arm.baselines)
+    arms: list[Faithful | Honest] = [*record.faithful, record.honest]
+    for each in arms:
+        yield each.truth
+        yield from (baseline.arrays for baseline in each.baselines)
     yield from (attack.arrays for arm in record.faithful for attack in arm.attacks)
     yield from (attack.arrays for seed in record.honest.seeds for attack in seed.attacks)
