@@ -160,10 +160,8 @@ def verified(found: Verification) -> Answer:
     if again or not found.stages:
         num_equal = sum(stage.ok for stage in again)
         lines.append(f"{num_equal} of {len(again)} stages are bit for bit what training them again gives")
-    lines += [
-        f"{number} stages were not trained again, all else is as it must be: {note}"
-        for note, number in Counter(s.note for s in found.stages if s.note and s.ok).items()
-    ]
+    for note, number in Counter(s.note for s in found.stages if s.note and s.ok).items():
+        lines.append(f"{number} of {len(found.stages)} stages were not trained again: {note}")
     return Answer(fields=asdict(found), text="\n".join(lines), ok=found.ok)
 
 

@@ -31,7 +31,7 @@ from ray_sisa.stages import environment_of, load_initial, load_stage
 from ray_sisa.store import Store
 from ray_sisa.training import LabelledImages, Weights, to_end, train_stage
 
-SECURE = "its noise is secure, so it cannot be trained again; its record, key, slices and stored weights were checked"
+SECURE = "noise is secure, so they cannot be; record, key, slices and stored weights are as they must be"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
