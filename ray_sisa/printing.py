@@ -5,6 +5,7 @@ Pure functions of results; nothing here writes anywhere.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -159,8 +160,12 @@ def verified(found: Verification) -> Answer:
     failing = [stage for stage in found.stages if not stage.ok]
     lines = [f"shard {s.shard} slice {s.slice} ({s.key[:DIGEST_SHOWN]}): {s.problem}" for s in failing]
     lines += found.problems
-    num_equal = len(found.stages) - len(failing)
-    lines.append(f"{num_equal} of {len(found.stages)} stages are bit for bit what training them again gives")
+    again = [stage for stage in found.stages if not stage.note]
+    if again or not found.stages:
+        num_equal = sum(stage.ok for stage in again)
+        lines.append(f"{num_equal} of {len(again)} stages are bit for bit what training them again gives")
+    for note, number in Counter(s.note for s in found.stages if s.note and s.ok).items():
+        lines.append(f"{number} of {len(found.stages)} stages were not trained again: {note}")
     return Answer(fields=asdict(found), text="\n".join(lines), ok=found.ok)
 
 

@@ -52,7 +52,15 @@ FROZEN: dict[str, Any] = {
     "epochs_per_slice": 3,
     "batch_size": 32,
 }
-RECIPES = {"mlp": MLP, "cnn": CNN, "dropout": DROPOUT, "nopeek": NOPEEK}
+PRIVATE: dict[str, Any] = {
+    "model": "small_cnn",
+    "optimizer": {"name": "adam", "lr": 0.01},
+    "epochs_per_slice": 1,
+    "batch_size": 12,
+    "augment": ["crop"],
+    "dp": {"noise_multiplier": 0.7},
+}
+RECIPES = {"mlp": MLP, "cnn": CNN, "dropout": DROPOUT, "nopeek": NOPEEK, "private": PRIVATE}
 
 
 def dropout_network(num_classes: int, image_shape: tuple[int, ...]) -> nn.Module:
