@@ -247,7 +247,7 @@ def _log_moments(sampling_rate: float, noise_multiplier: float, alphas: Floats) 
     """
     variance = noise_multiplier**2
     step, tail = min(noise_multiplier, variance) / 4, 12 * noise_multiplier
-    z = np.arange(-tail, alphas.max() + tail, step)
+    z = np.arange(-tail, alphas.max(initial=1.0) + tail, step)
     log_density = -(z**2) / (2 * variance)
     log_density -= special.logsumexp(log_density)
     log_ratio = np.logaddexp(math.log1p(-sampling_rate), math.log(sampling_rate) + (2 * z - 1) / (2 * variance))

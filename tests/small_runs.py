@@ -51,6 +51,7 @@ FROZEN: dict[str, Any] = {
     "epochs_per_slice": 3,
     "batch_size": 32,
 }
+PRIVATE = MLP | {"dp": {"noise_multiplier": 1.0, "delta": 1e-3}}
 RECIPES = {"mlp": MLP, "cnn": CNN, "dropout": DROPOUT}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from killable import Killable
-from small_runs import RECIPES, all_samples, dataset, digits, frozen_recipe, small_config, write_parquet
+from small_runs import PRIVATE, RECIPES, all_samples, dataset, digits, frozen_recipe, small_config, write_parquet
 
 from ray_sisa.config import RunConfig
 from ray_sisa.run import Run
@@ -34,8 +34,9 @@ def parquet(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Recipes by name, `frozen` among them."""
-    return RECIPES | {"frozen": frozen_recipe(tmp_path_factory.mktemp("backbone") / "backbone.safetensors")}
+    """Recipes by name, `frozen` and `private` among them."""
+    frozen = frozen_recipe(tmp_path_factory.mktemp("backbone") / "backbone.safetensors")
+    return RECIPES | {"frozen": frozen, "private": PRIVATE}
 
 
 @pytest.fixture(scope="session")
