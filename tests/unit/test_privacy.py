@@ -6,6 +6,7 @@ Bounds agree with a bound of another library up to the error that each states; n
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -280,3 +281,34 @@ def test_shuffled_batches_get_no_credit_for_sampling() -> None:
     assert RAN.spent().method == "gaussian"
     assert REPORTED.spent().epsilon == pytest.approx(2.79, abs=0.011)
     assert REPORTED.spent("rdp").epsilon == pytest.approx(3.39, abs=0.011)
+
+
+# What the page says.
+
+
+def epsilons_by_slice(deletions: int) -> list[float]:
+    """By RDP, of a sample first seen in each slice, after so many deletions in slice 3."""
+    stages = [
+        stage_mechanism(num_samples=n - deleted, epochs=9, batch_size=128, noise_multiplier=1.0)
+        for deleted in range(deletions + 1)
+        for n in SLICES[2 if deleted else 0 :]
+    ]
+    number_of = [number for deleted in range(deletions + 1) for number in range(2 if deleted else 0, 5)]
+    return [
+        epsilon([each for each, number in zip(stages, number_of, strict=True) if number >= first], DELTA, "rdp").epsilon
+        for first in range(5)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "deletions"),
+    [
+        ("trained, by RDP", 0),
+        ("and one deletion in slice 3, by RDP", 1),
+        ("and ten, one after the other, by RDP", 10),
+    ],
+)
+def test_the_table_of_the_page(row: str, deletions: int) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "privacy.md").read_text(encoding="utf-8")
+    (line,) = [line for line in page.splitlines() if line.startswith(f"| {row} |")]
+    assert line.split("|")[2:-1] == [f" {found:.2f} " for found in epsilons_by_slice(deletions)]
