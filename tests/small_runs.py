@@ -60,6 +60,7 @@ PRIVATE: dict[str, Any] = {
     "augment": ["crop"],
     "dp": {"noise_multiplier": 0.7},
 }
+PRIVATE_MLP = MLP | {"dp": {"noise_multiplier": 1.0, "delta": 1e-3}}
 RECIPES = {"mlp": MLP, "cnn": CNN, "dropout": DROPOUT, "nopeek": NOPEEK, "private": PRIVATE}
 
 
