@@ -14,14 +14,14 @@ from ray_sisa.augment import Normalise
 from ray_sisa.config import TrainingRecipe
 from ray_sisa.errors import ConfigError, DataError
 from ray_sisa.evaluation.inversion import Reconstruction, measure
-from ray_sisa.inversion.attack import AttackEpoch, DecoderConfig, Query, reconstruct, train_decoder
+from ray_sisa.inversion.attack import AttackEpoch, DecoderConfig, Query, changed, reconstruct, train_decoder
 from ray_sisa.inversion.baselines import linear_code, mean_image
 from ray_sisa.inversion.decoder import build_decoder
 from ray_sisa.inversion.white_box import SearchConfig, search
 from ray_sisa.splitting import ActivationNoise, split
 from ray_sisa.training import LabelledImages, initial_state, load_network, to_end, train_stage
 
-PUBLIC, VICTIMS = digits(400).images, digits(100, 400)
+PUBLIC, VICTIMS = digits(0, 400).images, digits(400, 100)
 
 
 def test_the_decoder_of_the_study() -> None:
@@ -79,7 +79,7 @@ def training(make_training: Callable[..., TrainingRecipe]) -> TrainingRecipe:
 @pytest.fixture(scope="module")
 def network(training: TrainingRecipe) -> nn.Module:
     """Trained on other digits than the attacker's and the victims."""
-    own = digits(400, 600)
+    own = digits(600, 400)
     samples = LabelledImages(images=own.images, labels=own.labels)
     start = initial_state(training, "target", None)
     weights = to_end(train_stage(start=start, samples=samples, training=training, key="target", epochs=4))
@@ -145,12 +145,35 @@ def test_the_attacker_asks_once_or_in_each_epoch_and_tells_each() -> None:
         numbers.append(len(images))
         return np.random.default_rng(len(numbers)).random((len(images), 3), np.float32)
 
-    decoder = train_decoder(query, PUBLIC[:33], DecoderConfig(epochs=3), tell=told.append)
+    decoder = train_decoder(query, PUBLIC[:33], DecoderConfig(style="study", epochs=3), tell=told.append)
     assert numbers == [33]
     assert [(epoch.epoch, epoch.epochs) for epoch in told] == [(1, 3), (2, 3), (3, 3)]
     assert decoder.mse == told[-1].mse
-    train_decoder(query, PUBLIC[:33], DecoderConfig(epochs=3), fresh=True)
+    train_decoder(query, PUBLIC[:33], DecoderConfig(style="study", epochs=3), fresh=True)
     assert numbers == [33] * 4
+    train_decoder(query, PUBLIC[:33], DecoderConfig(style="wide", epochs=3))
+    assert numbers == [33] * 8  # once for the scale, then about other images in each epoch
+
+
+def test_changed_images_are_turned_mirrored_and_shifted() -> None:
+    images = np.zeros((200, 8, 10, 1), np.uint8)
+    images[:, 2, 3] = 255
+    found = changed(images, np.random.default_rng(0))
+    assert np.array_equal(found, changed(images, np.random.default_rng(0)))
+    down, right = np.nonzero(found[..., 0])[1:]
+    # Row 2 of 8 or upside down, column 3 of 10 or mirrored, each a pixel up or down, left or right.
+    assert {*zip(down.tolist(), right.tolist(), strict=True)} == {
+        (row, column) for row in (1, 2, 3, 4, 5, 6) for column in (2, 3, 4, 5, 6, 7)
+    }
+    square = changed(images[:, :, :8], np.random.default_rng(0))
+    assert {*np.nonzero(square)[1].tolist()} == {*np.nonzero(square)[2].tolist()} == {1, 2, 3, 4, 5, 6}
+
+
+def test_a_wide_decoder_reads_any_scale(network: nn.Module, training: TrainingRecipe) -> None:
+    query = asked(network, training, "conv1")
+    config = DecoderConfig(epochs=5, lr=3e-3)
+    plain, scaled = attacked(query, config), attacked(lambda images: 1e5 * query(images) + 1e6, config)
+    assert scaled.mse.value == pytest.approx(plain.mse.value, rel=0.2)
 
 
 def test_what_is_no_answer_is_refused() -> None:

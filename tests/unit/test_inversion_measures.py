@@ -68,8 +68,8 @@ def test_a_perfect_reconstruction_and_the_mean_image() -> None:
     assert perfect.ink_iou is None
     nothing = measure(originals, np.broadcast_to(mean, originals.shape), mean_image=mean, clusters=clusters)
     assert (nothing.r2.value, nothing.r2.low, nothing.r2.high) == pytest.approx((0, 0, 0))
-    assert nothing.top1.value == nothing.top1_chance == pytest.approx(1 / 60)
-    assert nothing.top5.value == nothing.top5_chance == pytest.approx(5 / 60)
+    assert (nothing.top1.value, nothing.top1_chance) == pytest.approx((1 / 60, 1 / 60))
+    assert (nothing.top5.value, nothing.top5_chance) == pytest.approx((5 / 60, 5 / 60))
 
 
 def test_ink_is_compared_where_images_are_binary_or_it_is_asked_for() -> None:
@@ -85,24 +85,24 @@ def test_ink_is_compared_where_images_are_binary_or_it_is_asked_for() -> None:
 
 
 def test_the_interval_is_over_clusters_and_covers() -> None:
-    """Errors that are equal within a cluster: an interval over images would be five times too narrow."""
+    """Errors that are equal within a cluster: an interval over images would be twice too narrow."""
     random = np.random.default_rng(0)
     covered, widths = 0, []
-    for _ in range(100):
+    for _ in range(50):
         level = random.normal(0.3, 0.05, 40).clip(0.05, 0.6)
-        made = np.repeat(level, 25)[:, None, None, None] * np.ones((1, 2, 2, 1))
+        made = np.repeat(level, 5)[:, None, None, None] * np.ones((1, 2, 2, 1))
         found = measure(
-            np.zeros((1000, 2, 2, 1), np.uint8),
+            np.zeros((200, 2, 2, 1), np.uint8),
             made,
             mean_image=np.ones((2, 2, 1)),
-            clusters=np.repeat(np.arange(40), 25),
-            num_resamples=400,
+            clusters=np.repeat(np.arange(40), 5),
+            num_resamples=300,
         ).mse
         assert found.low is not None
         assert found.high is not None
         covered += found.low <= 0.3**2 + 0.05**2 <= found.high
         widths.append(found.high - found.low)
-    assert 85 <= covered <= 100
+    assert 41 <= covered <= 50
     assert np.mean(widths) == pytest.approx(2 * 1.96 * 0.0306 / 40**0.5, rel=0.15)
 
 
