@@ -61,11 +61,11 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "threads"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"decoder.{name}", getattr(self, name), "must be at least 1", "Correct it")
+                raise ConfigError("decoder", f"{name} {getattr(self, name)}", "must be at least 1", "Correct it")
         if not (math.isfinite(self.lr) and self.lr > 0):
-            raise ConfigError("decoder.lr", self.lr, "must be above 0", "For example 0.001")
+            raise ConfigError("decoder", f"lr {self.lr}", "must be above 0", "For example 0.001")
         if self.style not in ("study", "wide"):
-            raise ConfigError("decoder.style", self.style, "is no style", "Choose study or wide")
+            raise ConfigError("decoder", f"style {self.style}", "is no style", "Choose study or wide")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
