@@ -108,14 +108,14 @@ class _Seed:
         trained = [self.plain, *self.private, *self.nopeek]
         stopped = [made.target for made in self.stopped]
         own = [*(made.target for made in trained), *stopped]
-        noises = [made.noise for made in self.noisy]
-        tasks: list[Task[Attacked]] = []
-        # The first attacker under every seed; what others make of it under the first, since they take long.
-        for attacker in preset.attackers if self.seed == preset.seeds[0] else preset.attackers[:1]:
-            tasks += [arm.attack(target, attacker, self.seed) for target in [*own, self.random]]
-            tasks += [arm.attack(self.plain.target, attacker, self.seed, noise) for noise in noises]
-        if self.seed == preset.seeds[0]:
+        tasks: list[Task[Attacked]] = [
+            *(arm.attack(target, preset.attackers[0], self.seed) for target in [*own, self.random]),
+            *(arm.attack(self.plain.target, preset.attackers[0], self.seed, made.noise) for made in self.noisy),
+        ]
+        if self.seed == preset.seeds[0]:  # what others make of it, once: they take long
             chosen = [self.plain.target, *(made.target for made in self.private), *stopped]
+            others = [*chosen, self.random]
+            tasks += [arm.attack(t, attacker, self.seed) for attacker in preset.attackers[1:] for t in others]
             tasks += [arm.white_box(t, preset.white_box_images, preset.white_box_steps) for t in chosen]
         return tasks
 

@@ -46,7 +46,7 @@ class Preset:
     """The original's first."""
     attackers: tuple[dict[str, Any], ...]
     """Of the honest arm. What is concluded is of the first, which attacks under every seed, and on SISA; the others
-    attack the targets of the first seed."""
+    attack some targets of the first seed."""
     check_every: int = 16
     """Steps between two looks at the accuracy of an encoder that is stopped early."""
     nopeek: tuple[float, ...] = (1.0, 5.0)
@@ -97,6 +97,7 @@ CPU = Preset(
     faithful_sides=(105, 35),
     side=35,
     seeds=(0, 1, 2),
+    private_epochs=10,
     faithful_attackers=(STUDY, {"style": KERNEL}),
     attackers=({"style": KERNEL}, STUDY),
 )
