@@ -96,7 +96,7 @@ class AttackSubjects:
         run, roles = Run.open(self.uri), bench.roles
         weights = load_stage(run.store, next(c.key for c in run.in_force() if c.shard == self.shard))
         target = keep_target(bench.steps, f"shard-{self.shard}-{self.state}", run.record.training, weights)
-        attacker = Queried.open(bench.steps, target, LAYER).attack(roles.public, self.attacker)
+        attacker = Queried.open(bench.steps, target, LAYER, device=bench.device).attack(roles.public, self.attacker)
         asked = images_of(roles.dataset.train, self.subjects)
         unseen = roles.victims.take(np.flatnonzero(~roles.seen))
         shard_of = _shards(run, self.subjects)
@@ -115,7 +115,7 @@ class AttackSubjects:
         return SubjectAttack(
             shard=self.shard,
             state=self.state,
-            accuracy=validation_accuracy(weights, run.record.training, roles, "cpu"),
+            accuracy=validation_accuracy(weights, run.record.training, roles, bench.device),
             held=quality["held"],
             others=quality["others"],
             unseen=on_unseen,
