@@ -43,7 +43,7 @@ class Preset:
     epochs: int = 10
     private_epochs: int = 20
     faithful_attackers: tuple[dict[str, Any], ...]
-    """The original's first."""
+    """The original's first, which alone attacks at resolutions before the last."""
     attackers: tuple[dict[str, Any], ...]
     """Of the honest arm. What is concluded is of the first, which attacks under every seed, and on SISA; the others
     attack some targets of the first seed."""
