@@ -76,13 +76,14 @@ def run_honest(arm: Arm, preset: Preset) -> Honest:
 
 def plain_recipe(preset: Preset) -> dict[str, Any]:
     """Without privacy."""
-    return {**PLAIN, "model": MODEL, "epochs_per_slice": preset.epochs}
+    return {**PLAIN, "precision": preset.precision, "model": MODEL, "epochs_per_slice": preset.epochs}
 
 
 def private_recipe(preset: Preset, noise_multiplier: float) -> dict[str, Any]:
     """With DP-SGD, at the original's rate, clipping and delta."""
     return {
         **PRIVATE,
+        "precision": preset.precision,
         "model": MODEL,
         "epochs_per_slice": preset.private_epochs,
         "dp": {"noise_multiplier": noise_multiplier, "max_grad_norm": 1.0, "delta": 1e-5},

@@ -164,13 +164,14 @@ def images_of(samples: Samples, subjects: Sequence[str]) -> Samples:
 
 
 def _recipe(preset: Preset) -> dict[str, Any]:
-    return {**PLAIN, "model": SISA_MODEL, "epochs_per_slice": preset.sisa_epochs}
+    return {**PLAIN, "precision": preset.precision, "model": SISA_MODEL, "epochs_per_slice": preset.sisa_epochs}
 
 
 def _private(arm: Arm, preset: Preset) -> PrivateSisa:
     """A subject in the middle of its shard is forgotten: the stages from there on are trained, and paid for, again."""
     recipe = {
         **PRIVATE,
+        "precision": preset.precision,
         "model": MODEL,
         "epochs_per_slice": preset.sisa_private_epochs,
         "dp": {"noise_multiplier": preset.sisa_noise_multiplier, "max_grad_norm": 1.0, "delta": 1e-5},
