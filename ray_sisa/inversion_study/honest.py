@@ -34,7 +34,7 @@ MODEL = "split_convnet_group"  # one network for all, which DP-SGD can train as 
 
 def run_honest(arm: Arm, preset: Preset) -> Honest:
     """All seeds, a kind of step at a time, so that a cluster is full."""
-    sigmas, seeds = preset.noise_multipliers, preset.seeds
+    sigmas, seeds = preset.honest_noise_multipliers, preset.seeds
     private = arm.each([arm.train(f"private-{s:g}", private_recipe(preset, s), seed) for seed in seeds for s in sigmas])
     plain = arm.each([arm.train("plain", plain_recipe(preset), seed) for seed in seeds])
     nopeek = arm.each(

@@ -40,6 +40,7 @@ class Preset:
     side: int = 105
     """Pixels a side in the honest arm and on SISA."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    honest_noise_multipliers: tuple[float, ...] = (0.7, 0.5, 0.3)
     precision: str = "bfloat16"
     """Of the honest arm and on SISA; on a CPU small maps are faster in float32."""
     epochs: int = 10
@@ -77,6 +78,7 @@ SMOKE = Preset(
     faithful_private_epochs=1,
     side=35,
     seeds=(0,),
+    honest_noise_multipliers=(0.5,),
     precision="float32",
     epochs=1,
     private_epochs=1,
@@ -100,6 +102,7 @@ CPU = Preset(
     faithful_sides=(105, 35),
     side=35,
     seeds=(0, 1, 2),
+    honest_noise_multipliers=(0.7, 0.3),
     precision="float32",
     private_epochs=10,
     nopeek=(5.0,),
