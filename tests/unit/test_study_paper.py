@@ -15,7 +15,7 @@ from ray_sisa.study import conclusions, original
 from ray_sisa.study.comparison import targets
 from ray_sisa.study.evidence import evidence
 from ray_sisa.study.job import read_record
-from ray_sisa.study.paper import answer, dials, main, open_questions, settings, shortened, write_paper
+from ray_sisa.study.paper import answer, dials, main, open_questions, settings, write_paper
 from ray_sisa.study.presets import PRESETS
 from ray_sisa.study.results import MethodResult, StudyRecord, Unlearning
 from ray_sisa.study.summary import between_retrained, method_row
