@@ -13,7 +13,7 @@ from ray_sisa.approximate.methods import METHODS, AnyMethod
 from ray_sisa.census import Places
 from ray_sisa.config import TrainingRecipe
 from ray_sisa.digests import digest_bytes, digest_json
-from ray_sisa.errors import RequestError, StoreError
+from ray_sisa.errors import ConfigError, RequestError, StoreError
 from ray_sisa.layout import (
     approximation_record,
     approximation_weights,
@@ -53,9 +53,13 @@ def the_one_stage(store: Store, run: RunRecord, live: LiveSet, ledger: Ledger) -
     """The stage of a run that has one shard of one slice, trained and clean.
 
     Raises:
+        ConfigError: it is trained with differential privacy.
         RequestError: a run of more.
         StoreError: it is not trained.
     """
+    if run.config.recipe.dp:
+        rule = "has no approximation that would be private: approximate methods read samples without noise"
+        raise ConfigError("recipe.dp", run.config.name, rule, "Make a run without dp; `unlearn` makes this one forget")
     num_shards, num_slices = len(run.slices), len(run.training.epochs)
     if num_shards > 1 or num_slices > 1:
         rule = f"has {num_shards} shard(s) of {num_slices} slice(s), and approximate methods are for one whole model"

@@ -6,60 +6,31 @@ error all logs and progress. What needs torch or Ray is imported inside the comm
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import redirect_stdout
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperCommand
 
-from ray_sisa import ids, printing
+from ray_sisa import cli_attack, ids, printing
 from ray_sisa.approximate.methods import METHODS, make_method
+from ray_sisa.command import AsJson, Quiet, RunnerOption, RunUri, SetScaling
+from ray_sisa.command import Command as _Command
+from ray_sisa.command import RunnerChoice as _Runner
+from ray_sisa.command import open_run as _open
 from ray_sisa.config import DataConfig, RunConfig
-from ray_sisa.config_values import load_config, override
+from ray_sisa.config_values import load_config
 from ray_sisa.errors import ConfigError, RequestError, SisaError
 from ray_sisa.printing import Answer
 
 if TYPE_CHECKING:
     from ray_sisa.engine.work import Event
     from ray_sisa.run import Run
-
-FAILED, INTERRUPTED = 1, 130
-
-
-class _Command(TyperCommand):
-    """Runs a command, prints its answer, and turns errors raised on purpose into one line and an exit code."""
-
-    def invoke(self, ctx: Any) -> None:
-        as_json = ctx.params["as_json"]
-        try:
-            # Whatever a library or a user's model prints must not mix with the answer.
-            with redirect_stdout(sys.stderr):
-                answer: Answer = super().invoke(ctx)
-        except SisaError as error:
-            if as_json:
-                print(json.dumps(printing.failed(error)))
-            print(f"error: {error}", file=sys.stderr)
-            raise typer.Exit(FAILED) from None
-        except KeyboardInterrupt:
-            print("interrupted: run the same command again to continue", file=sys.stderr)
-            raise typer.Exit(INTERRUPTED) from None
-        print(json.dumps(answer.fields) if as_json else answer.text)
-        if not answer.ok:
-            raise typer.Exit(FAILED)
-
-
-# Enumerations, since typer learned to read `Literal` only in later versions than the oldest supported one.
-class _Runner(StrEnum):
-    ray = "ray"
-    local = "local"
 
 
 class _Aggregation(StrEnum):
@@ -68,18 +39,10 @@ class _Aggregation(StrEnum):
     weighted = "weighted"
 
 
-RunUri = Annotated[str, typer.Argument(metavar="RUN", help="storage_path/name of the run, a folder or URI.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-RunnerOption = Annotated[_Runner, typer.Option("--runner", help="Where to work: a Ray cluster, or this process.")]
 Aggregation = Annotated[_Aggregation, typer.Option("--aggregation", help="How the constituents vote.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
 Wait = Annotated[float, typer.Option("--wait", min=0, metavar="SECONDS", help="Wait so long for another process.")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a field: recipe.seed=1. Repeatable.")
-]
-SetScaling = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a field of scaling for this command. Repeatable."),
 ]
 SampleIds = Annotated[str | None, typer.Option("--samples", metavar="A,B", help="Ids of samples.")]
 SubjectIds = Annotated[str | None, typer.Option("--subjects", metavar="U,V", help="Ids of subjects.")]
@@ -101,6 +64,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,  # an unexpected error is a bug, and its plain traceback is what helps
 )
+app.add_typer(cli_attack.app, name="attack")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -368,19 +332,6 @@ def demo(
 
     result = run_demo(folder, echo=lambda line: print(line, file=sys.stderr))
     return Answer(fields=result.as_dict(), text=f"{result.table}\n\nreport  {result.report}", ok=result.verified)
-
-
-def _open(uri: str, overrides: Sequence[str] | None = None) -> Run:
-    from ray_sisa.run import Run
-
-    run = Run.open(uri)
-    if not overrides:
-        return run
-    for text in overrides:
-        if not text.startswith("scaling."):
-            rule = "can only change scaling: all else is fixed for the life of a run"
-            raise ConfigError("--set", text, rule, "For example --set scaling.max_concurrent_shards=2")
-    return Run.open(uri, override(run.record.config, overrides).scaling)
 
 
 def _checked_for_jobs(config: RunConfig) -> RunConfig:

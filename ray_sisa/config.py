@@ -150,7 +150,7 @@ class DpConfig(_Section):
     noise: Noise = "reproducible"
     """`reproducible`: from the stage key, so that stages can be replayed; whoever knows the key can take the noise off.
 
-    `secure`: from the operating system's random source; such a stage cannot be replayed.
+    Such noise is only as secret as `seed`. `secure`: from the operating system; such a stage cannot be replayed.
     """
 
     @model_validator(mode="after")
@@ -360,6 +360,11 @@ class TrainingRecipe(_Section):
     def is_frozen(self) -> bool:
         """Whether only the last layer trains, on features of a backbone that never changes."""
         return self.recipe.backbone == "frozen"
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether a stage that is trained again comes to the same weights: not where its noise is drawn anew."""
+        return self.recipe.dp is None or self.recipe.dp.noise == "reproducible"
 
     def cause(self) -> dict[str, Any]:
         """All that determines weights, as JSON values: what a recipe's digest is taken of."""

@@ -75,6 +75,7 @@ def resolve_recipe(
     import torch
 
     from ray_sisa import models, public_weights, weights
+    from ray_sisa.private_network import replaced
 
     epochs = epochs_by_slice(config.recipe, config.placement.slices)
     noise = noise_multiplier(config, sizes, epochs) if sizes is not None else None
@@ -97,6 +98,13 @@ def resolve_recipe(
     if public:
         dropped = weights.fit(model, public.tensors)
         logger.info("initial weights %s: %s drawn at random", config.recipe.weights, dropped or "nothing")
+    if names := replaced(model):
+        logger.warning(
+            "recipe.dp: GroupNorm stands in for %d BatchNorm layers, %s the first: BatchNorm mixes the samples of a "
+            "batch, which DP-SGD has to tell apart",
+            len(names),
+            names[0],
+        )
     _check_network(training, model)  # before anything is written
     if store and public:
         store.put(initial_weights(public.digest), weights.to_bytes(public.tensors))
@@ -126,6 +134,10 @@ def _check_network(training: TrainingRecipe, model: nn.Module) -> None:
         backbone.check(training, model)
     if training.recipe.nopeek:
         nopeek.check(training.recipe.nopeek, training, model)
+    if training.recipe.dp:
+        from ray_sisa import private_check  # Opacus takes seconds to import
+
+        private_check.check(backbone.trained_part(training))
 
 
 def _with_key(config: RunConfig) -> RunConfig:

@@ -5,6 +5,7 @@ Pure functions of results; nothing here writes anywhere.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,16 @@ from ray_sisa import ids
 from ray_sisa.errors import SisaError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
 
     from ray_sisa.audit import Evaluation
     from ray_sisa.check import Checked
     from ray_sisa.evaluation.accuracy import Accuracy
+    from ray_sisa.evaluation.inversion import Estimate, Reconstruction
     from ray_sisa.evaluation.membership import Membership
+    from ray_sisa.inverting import InversionReport
     from ray_sisa.planning import Plan
     from ray_sisa.reconcile import Reconciliation
     from ray_sisa.records import Approximation
@@ -154,13 +159,54 @@ def nature(approximation: Approximation | None) -> str:
     return f"approximate ({title}): no exactness certificate; the run's own `unlearn` gives one"
 
 
+def inverted(made: InversionReport, pictures: Path | None) -> Answer:
+    """The answer of `attack inversion`."""
+    victims = f"{made.num_victims:,}"
+    if made.num_left_out:
+        victims += f" ({made.num_left_out:,} left out: identical to public images)"
+    rows = [
+        ("layer", f"{made.layer}, {'x'.join(map(str, made.targets[0].activation_shape))} numbers an image"),
+        ("noise", made.noise or "none"),
+        ("public", f"{made.num_public:,} images"),
+        ("victims", victims),
+    ]
+    for one in made.targets:
+        rows.append((one.target.name, _reconstruction(one.black_box)))
+        if one.white_box is not None:
+            rows.append(("  white box", _reconstruction(one.white_box)))
+        if one.accuracy is not None and one.accuracy_without_noise is not None:
+            without = f", {one.accuracy_without_noise:.1%} without noise" if made.noise else ""
+            rows.append(("  accuracy", f"{one.accuracy:.1%}{without}"))
+    rows.append((made.random_weights.target.name, _reconstruction(made.random_weights.black_box)))
+    rows.append(("linear code", _reconstruction(made.linear_code)))
+    rows.append(("mean image", _reconstruction(made.mean_image)))
+    if pictures is not None:
+        rows.append(("pictures", f"{pictures}; they show victims"))
+    return Answer(fields=asdict(made) | {"pictures": pictures and str(pictures)}, text=_table(rows))
+
+
+def _reconstruction(found: Reconstruction) -> str:
+    top1 = f"found {found.top1.value:.1%} of times (chance {found.top1_chance:.1%})"
+    return f"mse {found.mse.value:.4f}, R2 {_interval(found.r2)}, SSIM {found.ssim.value:.2f}, {top1}"
+
+
+def _interval(found: Estimate) -> str:
+    if found.low is None or found.high is None:
+        return f"{found.value:.2f}"
+    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+
+
 def verified(found: Verification) -> Answer:
     """The answer of `verify`: a line for each stage that fails, and a summary."""
     failing = [stage for stage in found.stages if not stage.ok]
     lines = [f"shard {s.shard} slice {s.slice} ({s.key[:DIGEST_SHOWN]}): {s.problem}" for s in failing]
     lines += found.problems
-    num_equal = len(found.stages) - len(failing)
-    lines.append(f"{num_equal} of {len(found.stages)} stages are bit for bit what training them again gives")
+    again = [stage for stage in found.stages if not stage.note]
+    if again or not found.stages:
+        num_equal = sum(stage.ok for stage in again)
+        lines.append(f"{num_equal} of {len(again)} stages are bit for bit what training them again gives")
+    for note, number in Counter(s.note for s in found.stages if s.note and s.ok).items():
+        lines.append(f"{number} of {len(found.stages)} stages were not trained again: {note}")
     return Answer(fields=asdict(found), text="\n".join(lines), ok=found.ok)
 
 

@@ -5,12 +5,17 @@ All of it follows from counts and from what a user wrote, never from what sample
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
 
 from ray_sisa.config import DpConfig, PlacementConfig, RunConfig
 from ray_sisa.errors import ConfigError
+
+SECRET_BITS = 64  # about; whoever draws 128 at random has as many in all but one of 2^64 draws
+
+logger = logging.getLogger(__name__)
 
 Sizes = Sequence[Sequence[int]]
 """Samples of each slice, by shard."""
@@ -42,6 +47,12 @@ def noise_multiplier(config: RunConfig, sizes: Sizes, epochs: Sequence[int]) -> 
     dp, batch_size = config.recipe.dp, config.recipe.batch_size
     if dp is None:
         return None
+    if dp.noise == "reproducible" and config.recipe.seed.bit_length() < SECRET_BITS:
+        logger.warning(
+            "recipe.seed: noise that is reproducible is only as secret as the seed, and this one has fewer than %d "
+            "bits: whoever guesses it can take the noise off",
+            SECRET_BITS,
+        )
     stages = [_stages(shard, epochs) for shard in sizes]
     _check_batch_size(sizes, batch_size)
     _check_delta(stages, dp.delta)

@@ -29,6 +29,7 @@ from ray_sisa.snapshot import Live
 _handlers = list(logging.root.handlers)
 from opacus import GradSampleModule  # noqa: E402
 from opacus.optimizers import DPOptimizer  # noqa: E402
+from opacus.validators import ModuleValidator  # noqa: E402
 
 for _handler in logging.root.handlers[:]:
     if _handler not in _handlers:
@@ -106,7 +107,7 @@ class PrivateStep:
     def __init__(self, live: Live, training: TrainingRecipe, key: str) -> None:
         """Takes what the stage changes; from now on, gradients of single samples are made as the network trains."""
         self._live, self._recipe = live, training.recipe
-        self._network = _PerSample(live.model, loss_reduction="sum")
+        self._network = PerSample(live.model, loss_reduction="sum")
         self._optimizer = _optimizer(live.optimizer, training, source_of(training, key))
         self._most_rows = most_rows(live.model)
 
@@ -140,7 +141,7 @@ class PrivateStep:
             self._live.totals[2] += len(labels)
 
 
-class _PerSample(GradSampleModule):  # type: ignore[misc]
+class PerSample(GradSampleModule):  # type: ignore[misc]
     """Opacus' gradients of single samples, by hooks on tensors where Opacus has them on layers.
 
     Those on layers forbid to change what a layer gave, as residual networks do, and warn of each first layer.
@@ -169,7 +170,12 @@ class _PerSample(GradSampleModule):  # type: ignore[misc]
         be other numbers, of other samples.
         """
         activations, gradients = super().rearrange_grad_samples(**options)
-        return [tensor.contiguous() for tensor in activations], gradients.contiguous()
+        return [_in_plain_order(tensor) for tensor in activations], _in_plain_order(gradients)
+
+
+def _in_plain_order(tensor: Tensor) -> Tensor:
+    # Not `contiguous`, which leaves the strides of maps of one pixel, and padding then makes them channels-last.
+    return tensor.reshape(-1).view(tensor.shape)
 
 
 class _NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
@@ -209,6 +215,12 @@ def _optimizer(optimizer: torch.optim.Optimizer, training: TrainingRecipe, sourc
         # Ours, and never derived from the data, whose size would show in it.
         expected_batch_size=training.recipe.batch_size,
     )
+
+
+def validators(layer: nn.Module) -> list[Callable[[nn.Module], list[Exception]]]:
+    """What Opacus asks of a layer of this kind: functions to what is wrong with it."""
+    known = ModuleValidator.VALIDATORS.get(type(layer))
+    return [known] if known else []
 
 
 def most_rows(model: nn.Module) -> int:

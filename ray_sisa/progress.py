@@ -6,17 +6,21 @@ Listens to events; decides and stores nothing.
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from ray_sisa.engine.work import ChainEnded, EpochDone, Event, FeaturesUnderway, StageUnderway
 from ray_sisa.lineage import Stage
 from ray_sisa.printing import duration
 from ray_sisa.records import EpochMetrics
+
+if TYPE_CHECKING:
+    from ray_sisa.inversion.attack import AttackEpoch
 
 LINE_EVERY_S = 2.0  # of plain lines about epochs; every committed stage has its own
 
@@ -136,5 +140,24 @@ def counter(what: str, quiet: bool, stream: TextIO | None = None) -> Callable[[i
         if out.isatty() and not quiet:
             out.write(f"\r\x1b[2K{done:,} of {of:,} {what}" if done < of else "\r\x1b[2K")
             out.flush()
+
+    return tell
+
+
+def attack_progress(
+    quiet: bool, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+) -> Callable[[str, AttackEpoch], None]:
+    """Tells the epochs of an attack on each target: one updating line on a terminal, plain lines elsewhere."""
+    out, told_at = stream or sys.stderr, -math.inf
+
+    def tell(target: str, epoch: AttackEpoch) -> None:
+        nonlocal told_at
+        is_last = epoch.epoch == epoch.epochs
+        if quiet or not (out.isatty() or is_last or clock() - told_at >= LINE_EVERY_S):
+            return
+        told_at = clock()
+        text = f"{target}: attacker's epoch {epoch.epoch}/{epoch.epochs}, mse {epoch.mse:.4f}"
+        out.write(f"\r\x1b[2K{text}" + ("\n" if is_last else "") if out.isatty() else f"{text}\n")
+        out.flush()
 
     return tell

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
@@ -26,6 +27,7 @@ from ray_sisa.location import join_run
 from ray_sisa.members import forget_and_retain, training_members
 from ray_sisa.reconcile import Reconciler, Reconciliation
 from ray_sisa.records import Approximation, Certificate, Constituent, Head, RunRecord, StageRecord
+from ray_sisa.samples import Samples
 from ray_sisa.slices import read_test
 from ray_sisa.spending import PrivacySpent, privacy_spent
 from ray_sisa.status import Status, read_status
@@ -35,6 +37,9 @@ from ray_sisa.voting import Rule
 if TYPE_CHECKING:
     from ray_sisa.audit import Evaluation
     from ray_sisa.check import Checked
+    from ray_sisa.inversion.attack import AttackEpoch, DecoderConfig
+    from ray_sisa.inverting import InversionReport, Targets
+    from ray_sisa.splitting import ActivationNoise
     from ray_sisa.verify import Verification
 
 EVALUATION = re.compile(r"/evaluation-[^/]+\.json$")
@@ -349,6 +354,64 @@ class Run:
             StoreError: the record of one is damaged.
         """
         return approximations.find_all(self.store, self.live.chains(self.ledger()), self.record.training)
+
+    def attack_inversion(
+        self,
+        layer: str,
+        public: Samples,
+        victims: Samples,
+        *,
+        clusters: Sequence[str] | None = None,
+        targets: Targets = "constituents",
+        noise: ActivationNoise | None = None,
+        decoder: DecoderConfig | None = None,
+        white_box: bool = False,
+        pictures: Path | None = None,
+        runner: RunnerName | Runner = "ray",
+        tell: Callable[[str, AttackEpoch], None] = lambda target, epoch: None,
+    ) -> InversionReport:
+        """Reconstructs images from what the networks in force send from a device to a server; changes no model.
+
+        Args:
+            layer: whose output leaves the device.
+            public: images that the attacker has; labels are not used.
+            victims: images to reconstruct; those that are public too are left out.
+            clusters: of each victim, what intervals resample; by default its label.
+            targets: each constituent alone, or what all of them send together.
+            noise: a defence, on what leaves the device.
+            decoder: how the attacker is built and trained.
+            white_box: whether to attack with the weights at hand as well.
+            pictures: folder of this machine for a picture of each target. They show victims, so the run keeps none.
+            runner: where the targets are attacked.
+            tell: hears each epoch of the attacker, with the name of its target.
+
+        Raises:
+            ConfigError: a layer at which the network cannot be cut, or networks that read features.
+            DataError: images of another shape, or victims that are all public.
+        """
+        from ray_sisa.inversion.attack import DecoderConfig
+        from ray_sisa.inversion.white_box import SearchConfig
+        from ray_sisa.inverting import invert
+
+        head, ledger = self._head(), self.ledger()
+        with self._runner(runner)() as opened:
+            return invert(
+                store=self.store,
+                run=self.record,
+                head=head,
+                constituents=self.in_force(ledger, head),
+                layer=layer,
+                public=public,
+                victims=victims,
+                clusters=clusters,
+                targets=targets,
+                noise=noise,
+                decoder=decoder or DecoderConfig(),
+                white_box=SearchConfig() if white_box else None,
+                pictures=pictures,
+                runner=opened,
+                tell=tell,
+            )
 
     def evaluations(self) -> list[Evaluation]:
         """All evaluations made of this run, the oldest first; they name no sample."""

@@ -30,7 +30,6 @@ NOT_COVERED = (
     "ids, subjects, placement and numbers of samples",
     "losses and accuracies on training samples, in records and reports",
     "approximate models, which are made without noise",
-    "mean and std where they were measured on the samples",
     "what public weights were trained on",
     "inputs that a model is asked about",
     "requests chosen by what the models said",

@@ -27,11 +27,14 @@ def commit_stage(
     metrics: Sequence[EpochMetrics],
     seconds: float,
     environment: Environment,
+    *,
+    repeatable: bool = True,
 ) -> StageRecord:
     """Writes a stage: weights first, the commit record last.
 
     A crash before the record leaves weights without one: the stage is absent, and the next run writes the same bytes
-    over them. A crash after it leaves a committed stage. Of two writers, who write the same, the first stands.
+    over them. A crash after it leaves a committed stage. Of two writers, who write the same, the first stands; it does
+    too where training is not `repeatable`, and they do not write the same.
 
     Raises:
         TrainingError: the stage is there with other weights, so something not named in its key influenced one of them.
@@ -66,6 +69,10 @@ def commit_stage(
         known = store.read(stage_record(stage.key), StageRecord)
         if digest_bytes(store.get(stage_weights(stage.key))) != known.weights_file_digest:
             store.delete([stage_record(stage.key)])  # half of each writer's is worse than a stage that is absent
+            if not repeatable:
+                return commit_stage(store, chain, stage, tensors, metrics, seconds, environment, repeatable=False)
+    if not repeatable:
+        return known
     if known.weights_digest != record.weights_digest:
         rule = f"was trained twice with different results ({known.weights_digest}, {record.weights_digest})"
         remedy = (

@@ -31,10 +31,12 @@ from ray_sisa.stages import environment_of, load_initial, load_stage
 from ray_sisa.store import Store
 from ray_sisa.training import LabelledImages, Weights, to_end, train_stage
 
+SECURE = "noise is secure, so they cannot be; record, key, slices and stored weights are as they must be"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageCheck:
-    """One stage, trained again."""
+    """One stage, trained again; or, where its noise is secure, its record, key, slices and stored weights checked."""
 
     shard: int
     slice: int
@@ -42,10 +44,12 @@ class StageCheck:
     expected: str
     """Digest of the weights that the commit record names; empty where there is no record."""
     actual: str
-    """Digest of the weights trained again; empty where that was impossible."""
+    """Digest of the weights trained again; empty where that was impossible, or cannot give the same."""
     ok: bool
     problem: str
     """What is wrong, or empty."""
+    note: str = ""
+    """Why the stage was not trained again though nothing is wrong, or empty."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,7 +153,10 @@ def replay(shared: Replayer, job: ReplayJob) -> list[StageCheck]:
         problem += stored_problem
         known = [part for part in parts[: position + 1] if part is not None]
         actual, weights = "", None
-        if not any(problems[: position + 1]):  # wrong samples are not worth training on, and may break it
+        repeatable = shared.run.training.is_repeatable
+        if repeatable and not any(
+            problems[: position + 1]
+        ):  # wrong samples are not worth training on, and may break it
             actual, weights, replay_problem = _again(shared, job, position, known, weights_before, seen)
             problem += replay_problem
         weights_before = weights
@@ -164,6 +171,7 @@ def replay(shared: Replayer, job: ReplayJob) -> list[StageCheck]:
                 actual=actual,
                 ok=not problem,
                 problem="; ".join(problem),
+                note="" if repeatable else SECURE,
             )
         )
     return checks

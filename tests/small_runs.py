@@ -52,7 +52,16 @@ FROZEN: dict[str, Any] = {
     "epochs_per_slice": 3,
     "batch_size": 32,
 }
-RECIPES = {"mlp": MLP, "cnn": CNN, "dropout": DROPOUT, "nopeek": NOPEEK}
+PRIVATE: dict[str, Any] = {
+    "model": "small_cnn",
+    "optimizer": {"name": "adam", "lr": 0.01},
+    "epochs_per_slice": 1,
+    "batch_size": 12,
+    "augment": ["crop"],
+    "dp": {"noise_multiplier": 0.7},
+}
+PRIVATE_MLP = MLP | {"dp": {"noise_multiplier": 1.0, "delta": 1e-3}}
+RECIPES = {"mlp": MLP, "cnn": CNN, "dropout": DROPOUT, "nopeek": NOPEEK, "private": PRIVATE}
 
 
 def dropout_network(num_classes: int, image_shape: tuple[int, ...]) -> nn.Module:

@@ -122,6 +122,8 @@ class _Attempt:
         if weights is None or not self._may_write():
             return None
         record = self._commit(weights)
+        if not self._training.is_repeatable:  # another's may have come first, and what follows builds on what stands
+            weights = load_stage(self._work.store, self._stage.key)
         # Save before delete: until the commit these hold the work of hours.
         partials.drop(self._work.store, self._stage.key)
         yield StageDone(record=record)
@@ -166,6 +168,7 @@ class _Attempt:
             self._metrics,
             self._seconds(),
             self._environment,
+            repeatable=self._training.is_repeatable,
         )
 
     def _seconds(self) -> float:

@@ -40,6 +40,8 @@ class DecoderConfig:
         seed: of initial weights and order.
         precision: of the arithmetic while it trains.
         threads: of the CPU; bits depend on it.
+        augment: whether to ask about public images turned, mirrored and shifted, others in each epoch, so that what is
+            learned holds for other images; None for what the style does: `wide` does, `study` does not.
     """
 
     style: Style = "wide"
@@ -49,6 +51,12 @@ class DecoderConfig:
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
     threads: int = 1
+    augment: bool | None = None
+
+    @property
+    def augments(self) -> bool:
+        """Whether public images are changed."""
+        return self.style == "wide" if self.augment is None else self.augment
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "threads"):
@@ -104,7 +112,7 @@ def train_decoder(
     """Trains an attacker; pixels are scaled to 0..1 for it, however the network normalises them.
 
     Args:
-        query: asked for the activations of public images: once, or in each epoch.
+        query: asked for the activations of public images; again in each epoch where they or the answers change.
         images: public ones, uint8 [N, H, W, C].
         config: the decoder.
         fresh: whether the same image gives other activations each time, so that it pays to ask in each epoch.
@@ -132,18 +140,23 @@ def decoder_epochs(
     activations = _ask(query, images)
     with deterministic(config.threads, device):
         torch.manual_seed(derive_seed(str(config.seed), "decoder"))
-        network = build_decoder(activations.shape[1:], images.shape[1:], config.style).to(device)
+        network = build_decoder(activations.shape[1:], images.shape[1:], config.style)
+        if config.style == "wide":
+            network.standardise(torch.from_numpy(activations))
+        network = network.to(device)
         optimizer = torch.optim.Adam(network.parameters(), config.lr, eps=_KERAS_EPSILON)
-        mse = math.nan
+        mse, seen = math.nan, images
         for epoch in range(config.epochs):
-            if fresh and epoch:
-                activations = _ask(query, images)
+            if config.augments:
+                seen = changed(images, np.random.default_rng(derive_seed(str(config.seed), f"decoder-images-{epoch}")))
+            if config.augments or (fresh and epoch):
+                activations = _ask(query, seen)
             draws = torch.Generator().manual_seed(derive_seed(str(config.seed), f"decoder-epoch-{epoch}"))
             total = torch.zeros((), dtype=torch.float64, device=device)
             order = torch.randperm(len(images), generator=draws).numpy()
             for start in range(0, len(order), config.batch_size):
                 rows = order[start : start + config.batch_size]
-                answers, pixels = _batch(activations, images, rows, device)
+                answers, pixels = _batch(activations, seen, rows, device)
                 total += _step(network, optimizer, answers, pixels, config).double() * len(rows)
             mse = total.item() / len(images)
             yield AttackEpoch(epoch=epoch + 1, epochs=config.epochs, mse=mse)
@@ -173,6 +186,25 @@ def reconstruct(decoder: Decoder, activations: np.ndarray) -> np.ndarray:
             batch = torch.from_numpy(activations[start : start + _AT_ONCE]).to(decoder.device)
             pixels = decoder.network(batch).float().clamp(0, 1)
             made[start : start + _AT_ONCE] = pixels.permute(0, 2, 3, 1).cpu().numpy()
+    return made
+
+
+def changed(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Each image uint8 [N, H, W, C] turned by right angles, mirrored, and shifted by up to an eighth of its height.
+
+    Images that are not square are turned upside down at most. Edges are repeated where a shift lays bare.
+    """
+    height, width = images.shape[1:3]
+    reach = height // 8
+    turns = random.integers(4, size=len(images)) if height == width else 2 * random.integers(2, size=len(images))
+    mirrored = random.random(len(images)) < 0.5
+    offsets = random.integers(0, 2 * reach + 1, (len(images), 2))
+    made = np.empty_like(images)
+    for i, image in enumerate(images):
+        turned = np.rot90(image, turns[i])
+        padded = np.pad(turned[:, ::-1] if mirrored[i] else turned, ((reach, reach), (reach, reach), (0, 0)), "edge")
+        down, right = offsets[i]
+        made[i] = padded[down : down + height, right : right + width]
     return made
 
 

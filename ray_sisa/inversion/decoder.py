@@ -1,7 +1,8 @@
 """The attacker's network: transposed convolutions from intercepted activations to an image, built by rule.
 
 `study` is the decoder of S. Keydana, "Hacking deep learning: model inversion attack by example" (2020), of which the
-one for activations [32, 1, 1] and images of 105 x 105 is a case. `wide` is a stronger attacker. Nothing here trains.
+one for activations [32, 1, 1] and images of 105 x 105 is a case. `wide` is a stronger one: it reads activations on one
+scale, normalises its own, keeps several channels to the end and gives pixels between 0 and 1. Nothing here trains.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,10 +20,11 @@ Style = Literal["study", "wide"]
 Size = tuple[int, int]
 _SMALLEST = 9  # rows or columns that a decoder is not begun above
 _STUDY_WIDTH = 32
-_NARROWEST, _WIDEST = 32, 128  # channels of the wide decoder, at the image's size and at the least
+_FARTHEST = 10.0  # deviations from the mean at which what the wide decoder reads is cut
+_NARROWEST, _WIDEST = 16, 64  # channels of the wide decoder, at the image's size and at the least
 
 
-def build_decoder(activation_shape: tuple[int, ...], image_shape: tuple[int, ...], style: Style) -> nn.Module:
+def build_decoder(activation_shape: tuple[int, ...], image_shape: tuple[int, ...], style: Style) -> DecoderNetwork:
     """A decoder of activations float32 [B, *activation_shape] to pixels float32 [B, C, H, W], 0 for 0 and 1 for 255.
 
     Args:
@@ -40,7 +43,7 @@ def build_decoder(activation_shape: tuple[int, ...], image_shape: tuple[int, ...
     given: Size = (activation_shape[1], activation_shape[2]) if len(activation_shape) == 3 else (1, 1)
     first = next((i for i, size in enumerate(sizes) if _holds(size, given)), len(sizes) - 1)
     make = _study_layers if style == "study" else _wide_layers
-    decoder = _Decoder(sizes[first], make(activation_shape[0], sizes[first:], channels))
+    decoder = DecoderNetwork(activation_shape[0], sizes[first], make(activation_shape[0], sizes[first:], channels))
     for module in decoder.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             nn.init.xavier_uniform_(module.weight)  # Keras' "glorot uniform"
@@ -49,15 +52,34 @@ def build_decoder(activation_shape: tuple[int, ...], image_shape: tuple[int, ...
     return decoder
 
 
-class _Decoder(nn.Module):
+class DecoderNetwork(nn.Module):
     """Layers after a change of size, which has no weights: maps that are no size of the rule are brought to one."""
 
-    def __init__(self, size: Size, layers: nn.Sequential) -> None:
+    means: Tensor
+    deviations: Tensor
+
+    def __init__(self, width: int, size: Size, layers: nn.Sequential) -> None:
+        """Takes the channels that are intercepted, the size that `layers` begin with, and these."""
         super().__init__()
         self._size, self.layers = size, layers
+        self._standardises = False
+        self.register_buffer("means", torch.zeros(width))
+        self.register_buffer("deviations", torch.ones(width))
+
+    def standardise(self, activations: Tensor) -> None:
+        """From now on brings each channel to the mean 0 and the deviation 1 that it has in these [N, ...]."""
+        rows = activations.double().transpose(0, 1).flatten(1)
+        deviations = rows.std(1, correction=0)
+        self.means.copy_(rows.mean(1))
+        self.deviations.copy_(torch.where(deviations > 0, deviations, 1.0))
+        self._standardises = True
 
     def forward(self, activations: Tensor) -> Tensor:
+        """Activations [B, D] or [B, C, H, W] to pixels [B, C, H, W]."""
         maps = activations if activations.ndim == 4 else activations[:, :, None, None]
+        if self._standardises:
+            maps = (maps - self.means[:, None, None]) / self.deviations[:, None, None]
+            maps = maps.clamp(-_FARTHEST, _FARTHEST)
         if maps.shape[2:] != self._size:
             larger = maps.shape[2] > self._size[0] or maps.shape[3] > self._size[1]
             # No gradient passes here: these operations have none that is deterministic on CUDA.
@@ -110,7 +132,7 @@ def _study_layers(width: int, sizes: list[Size], channels: int) -> nn.Sequential
 
 
 def _wide_layers(width: int, sizes: list[Size], channels: int) -> nn.Sequential:
-    """Twice as many channels at half the size, normalised at each; a convolution without ReLU at the end."""
+    """Twice as many channels at half the size, normalised at each; at the end a convolution and a sigmoid."""
     count = len(sizes) - 1
     layers: list[nn.Module] = []
     for i in range(count):
@@ -121,7 +143,7 @@ def _wide_layers(width: int, sizes: list[Size], channels: int) -> nn.Sequential:
     if not count:
         layers += [nn.Conv2d(width, _NARROWEST, 3, padding=1), *_normalised(_NARROWEST)]
         width = _NARROWEST
-    return nn.Sequential(*layers, nn.Conv2d(width, channels, 3, padding=1))
+    return nn.Sequential(*layers, nn.Conv2d(width, channels, 3, padding=1), nn.Sigmoid())
 
 
 def _normalised(width: int) -> list[nn.Module]:

@@ -72,10 +72,10 @@ class Arm:
         """The step that finds the noise that brings a target to an accuracy."""
         return MatchNoise(target=target, layer=LAYER, kind=kind, images=self.roles.digest, accuracy=accuracy)
 
-    def attack(self, target: Target, decoder: Mapping[str, Any], seed: int, noise: str | None = None) -> Attack:
-        """The step that attacks a target with a decoder."""
+    def attack(self, target: Target, attacker: Mapping[str, Any], seed: int, noise: str | None = None) -> Attack:
+        """The step that attacks a target, without knowing its weights."""
         return Attack(
-            target=target, layer=LAYER, images=self.roles.digest, decoder={**decoder, "seed": seed}, noise=noise
+            target=target, layer=LAYER, images=self.roles.digest, attacker={**attacker, "seed": seed}, noise=noise
         )
 
     def white_box(self, target: Target, num_images: int, steps: int) -> WhiteBox:

@@ -24,7 +24,7 @@ def run_faithful(arm: Arm, preset: Preset, side: int) -> Faithful:
     trained = arm.each(tasks)
     random = arm.each([arm.random(plain[0], SEED)])
     targets = [t.target for t in trained] + random
-    attacks = arm.each([arm.attack(target, preset.faithful_decoder, SEED) for target in targets])
+    attacks = arm.each([arm.attack(t, attacker, SEED) for attacker in preset.faithful_attackers for t in targets])
     baselines: list[Task[Baseline]] = [BaselineTask(name=n, images=arm.roles.digest) for n in NAMES]
     return Faithful(
         side=side,

@@ -108,15 +108,16 @@ class _Seed:
         trained = [self.plain, *self.private, *self.nopeek]
         stopped = [made.target for made in self.stopped]
         own = [*(made.target for made in trained), *stopped]
-        tasks: list[Task[Attacked]] = [arm.attack(t, preset.decoder, self.seed) for t in [*own, self.random]]
-        tasks += [arm.attack(self.plain.target, preset.decoder, self.seed, made.noise) for made in self.noisy]
-        if self.seed != preset.seeds[0]:
-            return tasks
-        # What other attackers make of it, once: they take long.
-        chosen = [self.plain.target, *(made.target for made in self.private), *stopped]
-        if preset.strong:
-            tasks += [arm.attack(target, preset.strong, self.seed) for target in chosen]
-        return tasks + [arm.white_box(t, preset.white_box_images, preset.white_box_steps) for t in chosen]
+        noises = [made.noise for made in self.noisy]
+        tasks: list[Task[Attacked]] = []
+        # The first attacker under every seed; what others make of it under the first, since they take long.
+        for attacker in preset.attackers if self.seed == preset.seeds[0] else preset.attackers[:1]:
+            tasks += [arm.attack(target, attacker, self.seed) for target in [*own, self.random]]
+            tasks += [arm.attack(self.plain.target, attacker, self.seed, noise) for noise in noises]
+        if self.seed == preset.seeds[0]:
+            chosen = [self.plain.target, *(made.target for made in self.private), *stopped]
+            tasks += [arm.white_box(t, preset.white_box_images, preset.white_box_steps) for t in chosen]
+        return tasks
 
 
 def _attacked(arm: Arm, preset: Preset, found: Sequence[_Seed]) -> Iterator[HonestSeed]:

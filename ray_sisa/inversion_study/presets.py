@@ -17,6 +17,9 @@ PLAIN: dict[str, Any] = {
 """The original's way to train a target: Adam at Keras' rate, batches of 32."""
 PRIVATE: dict[str, Any] = {**PLAIN, "optimizer": {"name": "adam", "lr": 5e-3}}
 """The original's way to train one with DP-SGD, but for its noise."""
+KERNEL = "kernel"
+STUDY: dict[str, Any] = {"style": "study", "epochs": 100}
+"""The original's attacker."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,12 +42,11 @@ class Preset:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     epochs: int = 10
     private_epochs: int = 20
-    decoder: dict[str, Any]
-    """The attacker of the honest arm and on SISA."""
-    strong: dict[str, Any] | None
-    """A stronger attacker, tried on the targets of the first seed."""
-    faithful_decoder: dict[str, Any]
-    """The original's attacker."""
+    faithful_attackers: tuple[dict[str, Any], ...]
+    """The original's first."""
+    attackers: tuple[dict[str, Any], ...]
+    """Of the honest arm. What is concluded is of the first, which attacks under every seed, and on SISA; the others
+    attack the targets of the first seed."""
     check_every: int = 16
     """Steps between two looks at the accuracy of an encoder that is stopped early."""
     nopeek: tuple[float, ...] = (1.0, 5.0)
@@ -63,8 +65,6 @@ class Preset:
     gpus_per_worker: float = 0
 
 
-STUDY: dict[str, Any] = {"style": "study", "epochs": 100}
-
 SMOKE = Preset(
     name="smoke",
     num_train=None,
@@ -77,9 +77,8 @@ SMOKE = Preset(
     seeds=(0,),
     epochs=1,
     private_epochs=1,
-    decoder={"style": "study", "epochs": 2},
-    strong=None,
-    faithful_decoder={"style": "study", "epochs": 2},
+    faithful_attackers=({"style": "study", "epochs": 2}, {"style": KERNEL}),
+    attackers=({"style": KERNEL}, {"style": "study", "epochs": 2}),
     check_every=1,
     nopeek=(1.0,),
     white_box_images=4,
@@ -98,16 +97,14 @@ CPU = Preset(
     faithful_sides=(105, 35),
     side=35,
     seeds=(0, 1, 2),
-    decoder=STUDY,
-    strong={"style": "wide", "epochs": 20, "precision": "bfloat16"},
-    faithful_decoder=STUDY,
+    faithful_attackers=(STUDY, {"style": KERNEL}),
+    attackers=({"style": KERNEL}, STUDY),
 )
 
 GPU = Preset(
     name="gpu",
-    decoder=STUDY,
-    strong={"style": "wide", "epochs": 100, "precision": "bfloat16"},
-    faithful_decoder=STUDY,
+    faithful_attackers=(STUDY, {"style": KERNEL}),
+    attackers=({"style": KERNEL}, STUDY, {"style": "wide"}),
     gpus_per_worker=0.25,
 )
 

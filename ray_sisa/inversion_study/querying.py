@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,13 @@ from torch import Tensor, nn
 
 from ray_sisa.augment import Normalise
 from ray_sisa.config import TrainingRecipe
-from ray_sisa.inversion.attack import AttackEpoch, Decoder, DecoderConfig, reconstruct, train_decoder
+from ray_sisa.inversion.attack import AttackEpoch, DecoderConfig, reconstruct, train_decoder
+from ray_sisa.inversion.kernel import fit_kernel
 from ray_sisa.inversion.white_box import SearchConfig, search
+from ray_sisa.inversion_study.presets import KERNEL
 from ray_sisa.inversion_study.results import Target
+from ray_sisa.inversion_study.roles import characters
+from ray_sisa.samples import Samples
 from ray_sisa.splitting import ActivationNoise, split
 from ray_sisa.study.steps import Steps
 from ray_sisa.training import load_network, reproducible, to_tensor
@@ -24,15 +29,16 @@ AT_ONCE = 256
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attacker:
-    """A trained decoder, the target that it asks, and its error by epoch."""
+    """An attacker that has learnt, and the target that it asks."""
 
-    decoder: Decoder
+    decode: Callable[[np.ndarray], np.ndarray]
     ask: Callable[[np.ndarray], np.ndarray]
     mse: tuple[float, ...]
+    """By epoch as it trained; of a kernel, the one error of public images that were left out."""
 
     def reconstruct(self, images: np.ndarray) -> np.ndarray:
         """Images float32 [N, H, W, C] in 0..1 that it makes of what is intercepted of images uint8 [N, H, W, C]."""
-        return reconstruct(self.decoder, self.ask(images))
+        return self.decode(self.ask(images))
 
 
 class Queried:
@@ -67,18 +73,22 @@ class Queried:
         with reproducible(self._training, self._where):
             return self._in_parts(activations, self._server)
 
-    def attack(self, public: np.ndarray, decoder: dict[str, Any]) -> Attacker:
-        """Trains a decoder on public images, asking again in each epoch where answers are noisy."""
-        config = DecoderConfig(**{"threads": self._training.recipe.threads, **decoder})
+    def attack(self, public: Samples, attacker: dict[str, Any]) -> Attacker:
+        """An attacker that has learnt from public images: `style: kernel`, or a decoder's configuration."""
+        if attacker["style"] == KERNEL:
+            fitted = fit_kernel(self.activations, public.images, characters(public), seed=attacker["seed"])
+            return Attacker(decode=fitted.predict, ask=self.activations, mse=(fitted.mse,))
+        config = DecoderConfig(**{"threads": self._training.recipe.threads, **attacker})
         errors: list[float] = []
 
         def tell(epoch: AttackEpoch) -> None:
             errors.append(epoch.mse)
 
+        # Where answers are noisy it pays to ask anew in each epoch.
         made = train_decoder(
-            self.activations, public, config, fresh=self.noise is not None, device=self._where, tell=tell
+            self.activations, public.images, config, fresh=self.noise is not None, device=self._where, tell=tell
         )
-        return Attacker(decoder=made, ask=self.activations, mse=tuple(errors))
+        return Attacker(decode=functools.partial(reconstruct, made), ask=self.activations, mse=tuple(errors))
 
     def with_noise(self, activations: np.ndarray, noise: str, seed: int) -> np.ndarray:
         """Activations float32 [N, ...] with noise drawn on them."""

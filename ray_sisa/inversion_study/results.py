@@ -86,10 +86,10 @@ class Attacked:
 
     target: str
     attacker: str
-    """`study` or `wide` decoders, or `WHITE_BOX`."""
+    """`kernel`, `study` or `wide` decoders, or `WHITE_BOX`."""
     noise: str | None
     training_mse: tuple[float, ...]
-    """Of a decoder, by epoch, as it trained."""
+    """Of a decoder, by epoch, as it trained; of a kernel, the one error of public images that were left out."""
     quality: dict[Part, Reconstruction]
     arrays: str
     """Where pictures are kept, `shown` uint8 [N, H, W], and the error of each victim, `mse` float32 [N]."""

@@ -87,16 +87,16 @@ class AttackSubjects:
     shard: int
     subjects: tuple[str, ...]
     images: str
-    decoder: dict[str, Any]
+    attacker: dict[str, Any]
 
     result_type = SubjectAttack
 
     def do(self, bench: Bench) -> SubjectAttack:
-        """One decoder, asked about all of them."""
+        """One attacker, asked about all of them."""
         run, roles = Run.open(self.uri), bench.roles
         weights = load_stage(run.store, next(c.key for c in run.in_force() if c.shard == self.shard))
         target = keep_target(bench.steps, f"shard-{self.shard}-{self.state}", run.record.training, weights)
-        attacker = Queried.open(bench.steps, target, LAYER).attack(roles.public.images, self.decoder)
+        attacker = Queried.open(bench.steps, target, LAYER).attack(roles.public, self.attacker)
         asked = images_of(roles.dataset.train, self.subjects)
         unseen = roles.victims.take(np.flatnonzero(~roles.seen))
         shard_of = _shards(run, self.subjects)
@@ -136,7 +136,7 @@ def run_sisa(arm: Arm, preset: Preset) -> OnSisa:
             shard=shard,
             subjects=subjects,
             images=arm.roles.digest,
-            decoder={**preset.decoder, "seed": SEED},
+            attacker={**preset.attackers[0], "seed": SEED},
         )
         for state, uri in _states(trained, forgotten)
         for shard in range(preset.shards)

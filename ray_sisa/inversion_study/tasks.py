@@ -169,13 +169,13 @@ class MatchNoise:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attack:
-    """Trains a decoder against a target, and reconstructs public images and victims."""
+    """Has an attacker learn from public images, and reconstruct them and the victims."""
 
     target: Target
     layer: str
     images: str
-    decoder: dict[str, Any]
-    """Of `DecoderConfig`, in full."""
+    attacker: dict[str, Any]
+    """`style: kernel`, or a `DecoderConfig`."""
     noise: str | None = None
 
     result_type = Attacked
@@ -184,11 +184,11 @@ class Attack:
         """The device part is asked, and nothing else."""
         began = time.perf_counter()
         queried = Queried.open(bench.steps, self.target, self.layer, self.noise)
-        made = queried.attack(bench.roles.public.images, self.decoder)
+        made = queried.attack(bench.roles.public, self.attacker)
         public, victims = (made.reconstruct(s.images) for s in (bench.roles.public, bench.roles.victims))
         return Attacked(
             target=self.target.name,
-            attacker=str(self.decoder["style"]),
+            attacker=str(self.attacker["style"]),
             noise=self.noise,
             training_mse=made.mse,
             quality=qualities(bench.roles, public, victims),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ray_sisa.evaluation.inversion import CONFIDENCE, Estimate
-from ray_sisa.inversion_study.results import Part
+from ray_sisa.inversion_study.results import WHITE_BOX, Part
 from ray_sisa.inversion_study.summary import NOISY, NOPEEK, PLAIN, PRIVATE, RANDOM, STOPPED, Row, Verdict
 from ray_sisa.report import percent
 from ray_sisa.study.rendering import NONE
@@ -17,7 +17,12 @@ PARTS: dict[Part, str] = {
     "unseen": "unseen victims",
     "seen": "victims that the attacker trained on",
 }
-ATTACKERS = {"study": "the original's decoder", "wide": "a wider decoder", "white-box": "white-box search"}
+ATTACKERS = {
+    "kernel": "kernel ridge regression",
+    "study": "the original's decoder",
+    "wide": "a wider decoder",
+    WHITE_BOX: "search by who knows the weights",
+}
 VERDICTS: dict[Verdict, str] = {
     "less": "leaks less",
     "more": "leaks more",

@@ -34,8 +34,9 @@ def parquet(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Recipes by name, `frozen` among them."""
-    return RECIPES | {"frozen": frozen_recipe(tmp_path_factory.mktemp("backbone") / "backbone.safetensors")}
+    """Recipes by name, `frozen` and `private` among them."""
+    frozen = frozen_recipe(tmp_path_factory.mktemp("backbone") / "backbone.safetensors")
+    return RECIPES | {"frozen": frozen}
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,8 @@ from ray_sisa.store import Store
 from ray_sisa.voting import Rule
 
 # Features are of a frozen backbone, and a run with one has no approximate models: test_frozen.py damages them.
-HERE = KINDS.keys() - {"features"}
+# Charges are of differentially private runs: tests/unit/test_spending.py damages them.
+HERE = KINDS.keys() - {"features", "spent"}
 PLACES = {"shards": 2, "slices": 2}
 EVERY_STEP = {"checkpoint_every": {"minutes": 1e-9}}
 NUM_RANDOM_FLIPS = 6

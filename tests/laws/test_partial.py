@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from killable import Killable
-from small_runs import CNN, DROPOUT, assert_same_models, dataset, files_of, folder_of, small_config, without
+from small_runs import CNN, DROPOUT, PRIVATE, assert_same_models, dataset, files_of, folder_of, small_config, without
 
 from ray_sisa import weights
 from ray_sisa.config import CheckpointEvery, RunConfig
@@ -37,6 +37,7 @@ PLACES = {"shards": 1, "slices": 2}
 RECIPES: dict[str, dict[str, Any]] = {
     "dropout and Adam": DROPOUT | {"batch_size": 64},
     "BatchNorm, momentum, bfloat16, NoPeek": CNN | {"epochs_per_slice": 2, "nopeek": {"layer": "bn2", "weight": 0.5}},
+    "private": PRIVATE | {"model": "small_runs:dropout_network", "epochs_per_slice": 2, "batch_size": 64},
 }
 
 

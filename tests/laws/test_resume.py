@@ -27,9 +27,9 @@ from ray_sisa.samples import Samples
 from ray_sisa.store import Store
 
 LAYOUT = {"shards": 2, "slices": 2}
-# What a frozen backbone adds.
-MORE_TO_TRAIN = {"mlp": set[str](), "frozen": {"put initial", "put features"}}
-MORE_TO_UNLEARN = {"mlp": set[str](), "frozen": {"put features", "delete features"}}
+# What a frozen backbone adds, and differential privacy.
+MORE_TO_TRAIN = {"mlp": set[str](), "frozen": {"put initial", "put features"}, "private": {"create spent"}}
+MORE_TO_UNLEARN = {"mlp": set[str](), "frozen": {"put features", "delete features"}, "private": {"create spent"}}
 WAIT_S = 60.0  # far more than a killed process holds the run
 
 
@@ -78,7 +78,7 @@ def undisturbed(
     return Run.open(str(tmp_path / "undisturbed")), _writes(trace)
 
 
-@pytest.mark.parametrize("recipe", ["mlp", "frozen"])
+@pytest.mark.parametrize("recipe", ["mlp", "frozen", "private"])
 def test_training_killed_anywhere_goes_on_to_the_same_end(
     undisturbed: tuple[Run, list[str]],
     recipe: str,
@@ -107,10 +107,11 @@ def test_training_killed_anywhere_goes_on_to_the_same_end(
         assert len(_rerun(run)) == 4 - committed, f"killed before: {write}"
         assert_same_models(run, expected)
         assert run.store.sizes(FEATURES) == expected.store.sizes(FEATURES)
+        assert run.privacy() == expected.privacy()  # charged once, before or after the kill
         assert run.status().head == 1
 
 
-@pytest.mark.parametrize("recipe", ["mlp", "frozen"])
+@pytest.mark.parametrize("recipe", ["mlp", "frozen", "private"])
 def test_unlearning_killed_anywhere_goes_on_to_the_same_end(
     undisturbed: tuple[Run, list[str]], recipe: str, killable: Killable, tmp_path: Path
 ) -> None:
@@ -144,6 +145,7 @@ def test_unlearning_killed_anywhere_goes_on_to_the_same_end(
         _rerun(run)
         assert_same_models(run, expected)
         assert run.store.sizes(FEATURES) == expected.store.sizes(FEATURES)
+        assert run.privacy() == expected.privacy()
         assert [c.request for c in run.certificates()] == [1]
         assert run.certificates()[0].retired_stages == expected.certificates()[0].retired_stages
         assert run.status().requests == 1

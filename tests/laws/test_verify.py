@@ -25,7 +25,7 @@ MODES = pytest.mark.parametrize("sample", [FROM_SCRATCH, FROM_PARENTS], ids=["fr
 
 
 @MODES
-@pytest.mark.parametrize("recipe", ["mlp", "cnn", "nopeek"])
+@pytest.mark.parametrize("recipe", ["mlp", "cnn", "nopeek", "private"])
 def test_an_honest_run_is_confirmed(recipe: str, sample: int | None, trained: Callable[[str], Run]) -> None:
     found = trained(recipe).verify(sample=sample, runner="local")
     assert found.ok

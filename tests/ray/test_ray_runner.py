@@ -25,6 +25,7 @@ from small_runs import (
     CNN,
     FORGET_SETS,
     MLP,
+    PRIVATE,
     all_samples,
     assert_same_models,
     dataset,
@@ -124,6 +125,12 @@ class _Counts(_Wrapped):
 
 
 # --- the same bytes
+
+
+def test_private_training_gives_the_same_on_ray_and_here(samples: Samples, on_ray: RayRunner, tmp_path: Path) -> None:
+    there = train(tmp_path, "there", on_ray, samples, PRIVATE)
+    assert_same_models(there, train(tmp_path, "here", LocalRunner(), samples, PRIVATE))
+    assert there.verify(runner=on_ray).ok
 
 
 def test_a_frozen_backbone_gives_the_same_on_ray_and_here(samples: Samples, on_ray: RayRunner, tmp_path: Path) -> None:

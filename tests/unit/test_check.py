@@ -33,6 +33,7 @@ from ray_sisa.layout import (
     RUN,
     approximation_record,
     approximation_weights,
+    charges,
     feature_object,
     initial_weights,
     kind_of,
@@ -460,6 +461,7 @@ def test_names_of_objects() -> None:
         approximation_weights(DIGEST, DIGEST),
         approximation_record(DIGEST, DIGEST),
         *(numbered(folder, 1) for folder in (LEDGER, HEADS, CERTIFICATES, LEASES)),
+        numbered(charges(DIGEST), 1),
         segment(1000),
         report("evaluation.json"),
     ]

@@ -41,6 +41,7 @@ from ray_sisa.training import (
 Make = Callable[..., TrainingRecipe]
 MakeSamples = Callable[..., Samples]
 AUGMENTED = {"model": "small_cnn", "augment": ["crop", "flip", "cutout"]}
+PRIVATE = {"dp": {"noise_multiplier": 1.0}, "noise_multiplier": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +252,8 @@ RESUMED: list[dict[str, Any]] = [
     {"model": f"{__name__}:dropping_network"},
     {"model": f"{__name__}:unusual_network", "optimizer": {"name": "adamw", "lr": 1e-2}},
     {"model": f"{__name__}:unusual_network"},
+    {"model": f"{__name__}:dropping_network", **PRIVATE},
+    {**AUGMENTED, **PRIVATE, "optimizer": {"name": "adam", "lr": 1e-3}, "precision": "bfloat16"},
 ]
 
 

@@ -1,0 +1,81 @@
+"""What all commands of the program share: how one answers, and the arguments that many take.
+
+Standard output carries the answer and nothing else, standard error all logs and progress.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from ray_sisa import printing
+from ray_sisa.config_values import override
+from ray_sisa.errors import ConfigError, SisaError
+from ray_sisa.printing import Answer
+
+if TYPE_CHECKING:
+    from ray_sisa.run import Run
+
+FAILED, INTERRUPTED = 1, 130
+
+
+class Command(TyperCommand):
+    """Runs a command, prints its answer, and turns errors raised on purpose into one line and an exit code."""
+
+    def invoke(self, ctx: Any) -> None:
+        """Runs it once."""
+        as_json = ctx.params["as_json"]
+        try:
+            # Whatever a library or a user's model prints must not mix with the answer.
+            with redirect_stdout(sys.stderr):
+                answer: Answer = super().invoke(ctx)
+        except SisaError as error:
+            if as_json:
+                print(json.dumps(printing.failed(error)))
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(FAILED) from None
+        except KeyboardInterrupt:
+            print("interrupted: run the same command again to continue", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+        print(json.dumps(answer.fields) if as_json else answer.text)
+        if not answer.ok:
+            raise typer.Exit(FAILED)
+
+
+# Enumerations, since typer learned to read `Literal` only in later versions than the oldest supported one.
+class RunnerChoice(StrEnum):
+    """Where to work."""
+
+    ray = "ray"
+    local = "local"
+
+
+RunUri = Annotated[str, typer.Argument(metavar="RUN", help="storage_path/name of the run, a folder or URI.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+RunnerOption = Annotated[RunnerChoice, typer.Option("--runner", help="Where to work: a Ray cluster, or this process.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
+SetScaling = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a field of scaling for this command. Repeatable."),
+]
+
+
+def open_run(uri: str, overrides: Sequence[str] | None = None) -> Run:
+    """The run at a URI, with other values of scaling."""
+    from ray_sisa.run import Run
+
+    run = Run.open(uri)
+    if not overrides:
+        return run
+    for text in overrides:
+        if not text.startswith("scaling."):
+            rule = "can only change scaling: all else is fixed for the life of a run"
+            raise ConfigError("--set", text, rule, "For example --set scaling.max_concurrent_shards=2")
+    return Run.open(uri, override(run.record.config, overrides).scaling)

@@ -1,0 +1,355 @@
+"""Model inversion of a run: what its networks send from a device to a server is intercepted and turned into images.
+
+Each target is one item of the runner. The attacker has public images and asks the device part; it never saw a weight,
+unless the white-box attack is asked for. No picture goes into the run's store: numbers alone do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor, nn
+
+from ray_sisa.augment import Normalise
+from ray_sisa.clock import now
+from ray_sisa.config import TrainingRecipe
+from ray_sisa.digests import derive_seed, digest_bytes, seal
+from ray_sisa.engine.runner import Runner, device_of
+from ray_sisa.errors import ConfigError, DataError, StoreError
+from ray_sisa.evaluation.inversion import Reconstruction, measure
+from ray_sisa.heads import ensemble_digest
+from ray_sisa.inversion.attack import AttackEpoch, DecoderConfig, decoder_epochs, reconstruct
+from ray_sisa.inversion.baselines import linear_code, mean_image
+from ray_sisa.inversion.pictures import draw_grid
+from ray_sisa.inversion.white_box import SearchConfig, search
+from ray_sisa.layout import RUN, UNREACHABLE, report
+from ray_sisa.records import Constituent, Head, RunRecord
+from ray_sisa.samples import Samples
+from ray_sisa.slices import read_test
+from ray_sisa.splitting import ActivationNoise, NoisyDevice, split
+from ray_sisa.stages import load_stage
+from ray_sisa.store import Store
+from ray_sisa.training import Weights, initial_state, load_network, reproducible, to_tensor
+
+Targets = Literal["constituents", "ensemble"]
+RANDOM = "random weights"
+_AT_ONCE = 256  # images asked about together
+_SHOWN = 12  # victims in a picture
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """Networks whose device parts see an image; an attacker intercepts what all of them send."""
+
+    name: str
+    keys: tuple[str, ...]
+    """Of the stages; of random weights, what they are drawn from."""
+    shard: int | None = None
+    slice: int | None = None
+    is_random: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What the attacks on all targets share.
+
+    `public` and `victims` are uint8 [N, H, W, C], `clusters` of the victims [N].
+    """
+
+    store: Store
+    run: RunRecord
+    layer: str
+    public: np.ndarray
+    victims: np.ndarray
+    clusters: np.ndarray
+    noise: ActivationNoise | None
+    decoder: DecoderConfig
+    white_box: SearchConfig | None
+    device: str
+
+    @property
+    def shown(self) -> np.ndarray:
+        """Rows of the victims that are drawn, spread evenly."""
+        return np.linspace(0, len(self.victims) - 1, min(_SHOWN, len(self.victims))).astype(np.int64)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inverted:
+    """What came of the attacks on one target."""
+
+    target: Target
+    activation_shape: tuple[int, ...]
+    """Of what is intercepted for one image."""
+    training_mse: float
+    """Of the decoder on the public images, in its last epoch."""
+    black_box: Reconstruction
+    white_box: Reconstruction | None
+    accuracy: float | None
+    """Of the target on the run's test set as it is attacked; None without a test set, and of random weights."""
+    accuracy_without_noise: float | None
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InversionReport:
+    """Attacks on the targets of one head, and what can be had without attacking them."""
+
+    head: int
+    ensemble_digest: str
+    layer: str
+    noise: str | None
+    decoder: DecoderConfig
+    white_box: SearchConfig | None
+    num_public: int
+    num_victims: int
+    """Those that are attacked."""
+    num_left_out: int
+    """Victims that were left out, since they are identical to public images."""
+    targets: tuple[Inverted, ...]
+    random_weights: Inverted
+    """The same attack on the same network before it has learned anything."""
+    linear_code: Reconstruction
+    """The best linear code of the public images with as many numbers as are intercepted of the first target."""
+    mean_image: Reconstruction
+    """The mean of the public images, whatever the victim."""
+    measured_at: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Answer:
+    """Of one job: the numbers, and the reconstructions that are drawn."""
+
+    inverted: Inverted
+    black_box: np.ndarray
+    white_box: np.ndarray | None
+
+
+def invert(
+    *,
+    store: Store,
+    run: RunRecord,
+    head: Head,
+    constituents: Sequence[Constituent],
+    layer: str,
+    public: Samples,
+    victims: Samples,
+    clusters: Sequence[str] | None,
+    targets: Targets,
+    noise: ActivationNoise | None,
+    decoder: DecoderConfig,
+    white_box: SearchConfig | None,
+    pictures: Path | None,
+    runner: Runner,
+    tell: Callable[[str, AttackEpoch], None],
+) -> InversionReport:
+    """Attacks the constituents of a head, or all together, and keeps the numbers in the run: see `Run`."""
+    check(run.training, layer)
+    if not constituents:
+        raise DataError("ensemble", "0 constituents", "no constituent is left to attack", "Unlearn first")
+    kept, named = _distinct(run.training, public, victims, clusters)
+    plan = Plan(
+        store=store,
+        run=run,
+        layer=layer,
+        public=public.images,
+        victims=victims.images[kept],
+        clusters=named[kept],
+        noise=noise,
+        decoder=decoder,
+        white_box=white_box,
+        device=device_of(run.config.scaling),
+    )
+    wanted = _targets(constituents, targets)
+    found = cast(list[_Answer], runner.map(attack, plan, wanted, lambda number, told: tell(wanted[number].name, told)))
+    coded = linear_code(plan.public, plan.victims, int(np.prod(found[0].inverted.activation_shape)))
+    mean = np.broadcast_to(mean_image(plan.public), plan.victims.shape)
+    made = InversionReport(
+        head=head.number,
+        ensemble_digest=ensemble_digest(constituents),
+        layer=layer,
+        noise=None if noise is None else str(noise),
+        decoder=decoder,
+        white_box=white_box,
+        num_public=len(public),
+        num_victims=len(kept),
+        num_left_out=len(victims) - len(kept),
+        targets=tuple(answer.inverted for answer in found[:-1]),
+        random_weights=found[-1].inverted,
+        linear_code=_measure(plan, coded),
+        mean_image=_measure(plan, mean),
+        measured_at=now(),
+    )
+    content = seal(TypeAdapter(InversionReport).dump_json(made, indent=1))
+    store.create(report(f"inversion-{head.number:08d}-{digest_bytes(content)[:12]}.json"), content)
+    if pictures is not None:
+        _draw(pictures, plan, found, {"linear code": coded[plan.shown], "mean image": mean[plan.shown]})
+    return made
+
+
+def check(training: TrainingRecipe, layer: str) -> None:
+    """Passes if networks of a recipe can be attacked at a layer.
+
+    Raises:
+        ConfigError: they read features, or cannot be cut there.
+    """
+    if training.is_frozen or len(training.image_shape) != 3:
+        rule = "has networks that read features, and no image can be told from those by this attack"
+        raise ConfigError("inversion", training.recipe.model, rule, "Attack a run that trains on images, as a whole")
+    _cut(training, initial_state(training, "check", None), layer, None, "cpu")
+
+
+def attack(plan: Plan, target: Target) -> Generator[AttackEpoch, None, _Answer]:
+    """One job: tells each epoch of the decoder."""
+    began = time.perf_counter()
+    plan.store.get(RUN, UNREACHABLE)  # a node that sees another folder says so, and not that a stage is lost
+    asked = _Asked(plan, target)
+    noisy = plan.noise is not None
+    decoder = yield from decoder_epochs(asked.query, plan.public, plan.decoder, fresh=noisy, device=plan.device)
+    intercepted = asked.query(plan.victims)
+    black_box = reconstruct(decoder, intercepted)
+    white_box = None
+    if plan.white_box is not None and not target.is_random:
+        shape = plan.victims.shape[1:]
+        white_box = search(asked.activations_of, intercepted, shape, plan.white_box, plan.device)
+    inverted = Inverted(
+        target=target,
+        activation_shape=decoder.activation_shape,
+        training_mse=decoder.mse,
+        black_box=_measure(plan, black_box),
+        white_box=None if white_box is None else _measure(plan, white_box),
+        accuracy=None if target.is_random else asked.accuracy(noisy=noisy),
+        accuracy_without_noise=None if target.is_random else asked.accuracy(noisy=False),
+        seconds=time.perf_counter() - began,
+    )
+    shown = plan.shown
+    return _Answer(
+        inverted=inverted,
+        black_box=black_box[shown],
+        white_box=None if white_box is None else white_box[shown],
+    )
+
+
+class _Asked:
+    """The networks of a target, cut in two."""
+
+    def __init__(self, plan: Plan, target: Target) -> None:
+        self._plan, self._training = plan, plan.run.training
+        self._normalise = Normalise(self._training, plan.device)
+        self._parts: list[tuple[nn.Module, nn.Module]] = []
+        for key in target.keys:
+            known = None if target.is_random else load_stage(plan.store, key, self._training)
+            weights = initial_state(self._training, key, None) if known is None else known
+            self._parts.append(_cut(self._training, weights, plan.layer, plan.noise, plan.device, key))
+
+    def query(self, images: np.ndarray) -> np.ndarray:
+        """What leaves the devices for images uint8 [N, H, W, C]: float32 [N, ...], of several networks side by side."""
+        answers = self._run(images, lambda pixels: self._sent([device for device, _ in self._parts], pixels))
+        return answers.float().numpy()
+
+    def activations_of(self, pixels: Tensor) -> Tensor:
+        """The same of pixels in 0..1, without noise, for who has the weights."""
+        devices = [device.part if isinstance(device, NoisyDevice) else device for device, _ in self._parts]
+        return self._sent(devices, self._normalise(pixels * 255))
+
+    def accuracy(self, *, noisy: bool) -> float | None:
+        """On the run's test set, by mean probability where there are several networks."""
+        digest = self._plan.run.test_digest
+        if digest is None:
+            return None
+        test = read_test(self._plan.store, digest)
+        scores = self._run(test.images, lambda pixels: self._vote(pixels, noisy=noisy))
+        return float((scores.argmax(1).numpy() == test.labels).mean())
+
+    def _vote(self, pixels: Tensor, *, noisy: bool) -> Tensor:
+        votes = []
+        for device, server in self._parts:
+            part = device.part if isinstance(device, NoisyDevice) and not noisy else device
+            votes.append(server(part(pixels)).float().softmax(1))
+        return torch.stack(votes).mean(0)
+
+    def _sent(self, devices: Sequence[nn.Module], pixels: Tensor) -> Tensor:
+        sent = [device(pixels) for device in devices]
+        if not all(isinstance(one, Tensor) and one.ndim in (2, 4) for one in sent):
+            rule = "gives neither a vector nor a map for an image"
+            raise ConfigError("layer", self._plan.layer, rule, "Cut the network at another layer")
+        return torch.cat(sent, 1)
+
+    @torch.no_grad()
+    def _run(self, images: np.ndarray, function: Callable[[Tensor], Tensor]) -> Tensor:
+        device, found = self._plan.device, []
+        with reproducible(self._training, device):
+            for start in range(0, len(images), _AT_ONCE):
+                batch = to_tensor(np.ascontiguousarray(images[start : start + _AT_ONCE])).to(device)
+                found.append(function(self._normalise(batch)).cpu())
+        return torch.cat(found)
+
+
+def _cut(
+    training: TrainingRecipe, weights: Weights, layer: str, noise: ActivationNoise | None, device: str, key: str = ""
+) -> tuple[nn.Module, nn.Module]:
+    seed = derive_seed(key, "activation-noise")
+    return split(load_network(training, weights, device).eval(), layer, noise, seed=seed)
+
+
+def _targets(constituents: Sequence[Constituent], kind: Targets) -> list[Target]:
+    """Whom to attack; last, as many networks with random weights as one of them has."""
+    if kind == "ensemble":
+        found = [Target(name="ensemble", keys=tuple(c.key for c in constituents))]
+    else:
+        found = [Target(name=f"shard {c.shard}", keys=(c.key,), shard=c.shard, slice=c.slice) for c in constituents]
+    drawn = tuple(f"{RANDOM} {number}" for number in range(len(found[0].keys)))
+    return [*found, Target(name=RANDOM, keys=drawn, is_random=True)]
+
+
+def _distinct(
+    training: TrainingRecipe, public: Samples, victims: Samples, clusters: Sequence[str] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the victims that are no public image, and the cluster of each victim."""
+    for name, samples in (("public", public), ("victims", victims)):
+        if samples.shape != training.image_shape:
+            rule = f"must have the shape that the run was trained on, {list(training.image_shape)}"
+            raise DataError(name, list(samples.shape), rule, "Bring the images to one size and mode")
+    named = victims.labels if clusters is None else np.array(clusters)
+    if named.shape != (len(victims),):
+        raise DataError("clusters", list(named.shape), f"must be [{len(victims)}]", "Name one of each victim")
+    known = {_digest(image) for image in public.images}
+    kept = np.flatnonzero([_digest(image) not in known for image in victims.images])
+    if len(kept) < len(victims):
+        logger.warning("%d victims are identical to public images and are left out", len(victims) - len(kept))
+    if not len(kept):
+        raise DataError("victims", "0", "has no image that is not public too", "Name other victims")
+    return kept, named
+
+
+def _digest(image: np.ndarray) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=16).digest()
+
+
+def _measure(plan: Plan, made: np.ndarray) -> Reconstruction:
+    return measure(plan.victims, made, mean_image=mean_image(plan.public), clusters=plan.clusters)
+
+
+def _draw(folder: Path, plan: Plan, answers: Sequence[_Answer], baselines: Mapping[str, np.ndarray]) -> None:
+    """One picture a target, into a folder of this machine."""
+    *attacked, random = answers
+    rows = {"original": plan.victims[plan.shown].astype(np.float32) / 255}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for answer in attacked:
+            white_box = {} if answer.white_box is None else {"white box": answer.white_box}
+            made = {"black box": answer.black_box, **white_box, **baselines, RANDOM: random.black_box}
+            name = f"inversion-{answer.inverted.target.name.replace(' ', '-')}.png"
+            (folder / name).write_bytes(draw_grid(rows | made))
+    except OSError as error:
+        raise StoreError("--out", str(folder), f"cannot be written: {error}", "Name another folder") from error

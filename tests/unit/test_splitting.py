@@ -1,0 +1,133 @@
+"""Networks cut in two: the same bits as in one piece, layers at which that cannot be, and noise on what leaves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ray_sisa import models
+from ray_sisa.config import Recipe, TrainingRecipe
+from ray_sisa.errors import ConfigError
+from ray_sisa.splitting import ActivationNoise, layers, split
+
+
+def build(model: str, shape: tuple[int, ...]) -> nn.Module:
+    recipe = Recipe(model=model, epochs_per_slice=1)
+    values: dict[str, Any] = {"model_code": None, "initial_weights": None, "num_classes": 7, "epochs": (1,)}
+    torch.manual_seed(0)
+    return models.build(TrainingRecipe(recipe=recipe, image_shape=shape, mean=(0.5,), std=(0.5,), **values))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "some"),
+    [
+        ("linear", (8, 8, 1), ["linear"]),
+        ("mlp", (8, 8, 1), ["hidden1", "hidden2"]),
+        ("small_cnn", (8, 8, 1), ["conv1", "bn2", "linear"]),
+        ("resnet20", (16, 16, 3), ["conv1", "layer1.1", "layer2"]),
+        ("split_convnet", (35, 35, 1), ["device", "device.3", "server.1"]),
+        ("split_convnet_affine", (35, 35, 1), ["device"]),
+        ("split_convnet_no_dropout", (35, 35, 1), ["device"]),
+        ("efficientnet_lite0", (32, 32, 3), ["_blocks.4"]),
+        ("torchvision:resnet18", (32, 32, 3), ["layer3"]),
+    ],
+)
+def test_the_two_parts_give_the_bits_of_the_whole(name: str, shape: tuple[int, ...], some: list[str]) -> None:
+    model = build(name, shape).eval()
+    images = torch.randn(3, shape[2], *shape[:2])
+    with torch.no_grad():
+        whole = model(images)
+    can = layers(model)
+    assert set(some) <= set(can)
+    for layer in some:
+        device, server = split(model, layer)
+        with torch.no_grad():
+            assert torch.equal(server(device(images)), whole), layer
+
+
+def test_the_device_part_ends_with_the_layer_and_neither_has_the_other_s_weights() -> None:
+    model = build("small_cnn", (8, 8, 1))
+    device, server = split(model, "conv2")
+    assert set(device.state_dict()) == {
+        name for name in model.state_dict() if name.startswith(("conv1", "bn1", "conv2"))
+    }
+    assert set(server.state_dict()) == set(model.state_dict()) - set(device.state_dict())
+    assert model.training
+    assert not any(part.training for part in (*device.modules(), *server.modules()))
+    with torch.no_grad():
+        next(device.parameters()).zero_()
+    assert next(model.parameters()).any()  # the parts are copies
+
+
+def test_what_a_shortcut_passes_around_cannot_be_cut() -> None:
+    model = build("resnet20", (16, 16, 3))
+    assert "layer1.0.bn1" not in layers(model)
+    with pytest.raises(ConfigError, match=r"layer1\.0\.bn1: .*passes around it.*can be cut at conv1, bn1, layer1\.0"):
+        split(model, "layer1.0.bn1")
+    with pytest.raises(ConfigError, match=r"layer = layer9: is no layer of the network.*conv1"):
+        split(model, "layer9")
+    with pytest.raises(ConfigError, match="is no layer"):
+        split(model, "")
+
+
+class Twice(nn.Module):
+    """One layer run twice, a batch size read after it, and an empty group of layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.nothing, self.linear = nn.Linear(4, 4), nn.Sequential(), nn.Linear(4, 2)
+        self.first = nn.Linear(4, 4)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        hidden = self.nothing(self.body(self.body(self.first(vectors))))
+        logits: Tensor = self.linear(hidden.reshape(vectors.shape[0], -1)).view(vectors.size(0), 2)
+        return logits
+
+
+def test_a_layer_run_twice_and_one_that_does_nothing_are_no_cuts_and_the_batch_size_is_no_way_around() -> None:
+    model = Twice().eval()
+    assert layers(model) == ["first", "linear"]
+    with pytest.raises(ConfigError, match="is run 2 times for one image"):
+        split(model, "body")
+    vectors = torch.randn(5, 4)
+    device, server = split(model, "first")
+    assert torch.equal(server(device(vectors)), model(vectors))
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 2)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return self.linear(vectors) if vectors.sum() > 0 else self.linear(-vectors)
+
+
+def test_a_network_that_branches_on_values_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"recipe.model = Branching: cannot be traced by torch.fx"):
+        layers(Branching())
+
+
+@pytest.mark.parametrize(("kind", "deviation"), [("laplace", 2**0.5), ("gaussian", 1.0)])
+def test_noise_is_fresh_seeded_and_of_its_scale(kind: str, deviation: float) -> None:
+    model, images = build("mlp", (8, 8, 1)), torch.zeros(500, 1, 8, 8)
+    noise = ActivationNoise.parse(f"{kind}:0.5")
+    assert str(noise) == f"{kind}:0.5"
+    noisy, same = (split(model, "hidden1", noise, seed=3)[0] for _ in range(2))
+    clean = split(model, "hidden1")[0](images)
+    one, two = noisy(images) - clean, noisy(images) - clean
+    assert not torch.equal(one, two)
+    assert torch.equal(same(images) - clean, one)
+    assert one.std().item() == pytest.approx(0.5 * deviation, rel=0.03)
+    assert abs(one.mean().item()) < 0.02
+
+
+@pytest.mark.parametrize(
+    "text", ["laplace", "laplace:", "laplace:0", "laplace:nan", "laplace:-1", "salt:0.5", ":1", ""]
+)
+def test_bad_noise_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="laplace"):
+        ActivationNoise.parse(text)
