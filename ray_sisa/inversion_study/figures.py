@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from ray_sisa.charts import FAINT, INK, MUTED, STYLE, TEST, TRAIN
 from ray_sisa.evaluation.inversion import Estimate
 from ray_sisa.inversion_study import original
-from ray_sisa.inversion_study.grids import plain_titles
+from ray_sisa.inversion_study.comparison import PLAIN_TITLES, first_attacker
 from ray_sisa.inversion_study.results import Faithful, Honest, OnSisa, PrivateSisa, SubjectAttack
 from ray_sisa.inversion_study.summary import (
     NOISY,
@@ -117,8 +117,8 @@ def training(arms: Sequence[Faithful]) -> Figure:
         handles = [
             Line2D([], [], color=TRAIN, linestyle="--", label="training images"),
             Line2D([], [], color=TEST, linestyle="--", label="validation images"),
-            Line2D([], [], color=MUTED, label=plain_titles()[0]),
-            Line2D([], [], color=MUTED, linestyle=":", label=plain_titles()[1]),
+            Line2D([], [], color=MUTED, label=PLAIN_TITLES[0]),
+            Line2D([], [], color=MUTED, linestyle=":", label=PLAIN_TITLES[1]),
             Line2D([], [], color=INK, marker="x", linestyle="none", label="the original"),
         ]
         figure.legend(handles=handles, loc="outside upper left", ncols=3)
@@ -188,7 +188,7 @@ def _draw_targets(axis: Axes, arm: Faithful) -> None:
 
 def _draw_attackers(axis: Axes, arm: Faithful) -> None:
     for made, dashes in zip(arm.plain, ("-", ":"), strict=False):
-        attack = attack_on(arm.attacks, made.target.name, arm.attacks[0].attacker)
+        attack = attack_on(arm.attacks, made.target.name, first_attacker(arm))
         if attack is not None:
             epochs = range(1, len(attack.training_mse) + 1)
             axis.plot(epochs, attack.training_mse, color=MUTED, linestyle=dashes, linewidth=1.6)

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ray_sisa.charts import INK, MUTED, STYLE
+from ray_sisa.inversion_study.comparison import first_attacker, titles
 from ray_sisa.inversion_study.pictures import Pictures, truth_of
 from ray_sisa.inversion_study.results import WHITE_BOX, Attacked, Faithful, Honest
 from ray_sisa.inversion_study.summary import (
@@ -24,11 +25,10 @@ from ray_sisa.inversion_study.summary import (
     attack_on,
     attackers,
     baseline,
-    noise_of,
     row,
     rows,
 )
-from ray_sisa.inversion_study.wording import baseline_title, title, title_of
+from ray_sisa.inversion_study.wording import baseline_title, title_of
 from ray_sisa.split_convnet import WIDTH
 
 DPI = 100
@@ -45,19 +45,12 @@ GridRow = tuple[str, np.ndarray]
 def faithful_grid(arm: Faithful, pictures: Pictures, num_unseen: int) -> Figure:
     """The original's figures at one resolution, with what needs no attack above them."""
     found: list[GridRow] = [("original", pictures[arm.truth]), *_baselines(arm, pictures)]
-    names = [(RANDOM, title(RANDOM, None))]
-    names += [(made.target.name, name) for made, name in zip(arm.plain, plain_titles(), strict=False)]
-    names += [(made.target.name, title(PRIVATE, noise_of(made))) for made in arm.private]
-    for target, name in names:
-        attack = attack_on(arm.attacks, target, arm.attacks[0].attacker)
+    targets = [RANDOM, *(made.target.name for made in (*arm.plain, *arm.private))]
+    for target in targets:
+        attack = attack_on(arm.attacks, target, first_attacker(arm))
         if attack is not None:
-            found.append((name, pictures[attack.arrays]))
+            found.append((titles(arm)[target], pictures[attack.arrays]))
     return draw_grid(found, num_unseen)
-
-
-def plain_titles() -> tuple[str, str]:
-    """Of a faithful arm's networks without privacy, in their order."""
-    return "not private, normalisation inert", "not private, batch normalisation"
 
 
 def honest_grid(honest: Honest, pictures: Pictures, num_unseen: int) -> Figure:
