@@ -262,10 +262,10 @@ def forgetting(record: InversionRecord) -> str:
     before, after = over_shards([g.before for g in gaps]), over_shards([g.after for g in gaps])
     change = over_shards([g.after - g.before for g in gaps])
     held = {
-        "above": "Constituents do bring images that they held nearer than images that others held",
-        "below": "Constituents bring images that they held less near than images that others held",
-        "untold": "It cannot be told that constituents bring images that they held nearer than others, so there may be "
-        "nothing to forget",
+        "above": "Constituents of SISA do bring images that they held nearer than images that others held",
+        "below": "Constituents of SISA bring images that they held less near than images that others held",
+        "untold": "It cannot be told that constituents of SISA bring images that they held nearer than others, so "
+        "there may be nothing to forget",
     }[sign(before)]
     changed = {
         "above": "forgetting raises it",
@@ -273,7 +273,7 @@ def forgetting(record: InversionRecord) -> str:
         "untold": "that forgetting changes it cannot be told",
     }[sign(change)]
     return (
-        f"On SISA: {held}: {R2} of held less others {difference_text(before)} over {counted(len(gaps), 'shard')} "
+        f"{held}: {R2} of held less others {difference_text(before)} over {counted(len(gaps), 'shard')} "
         f"before {counted(record.sisa.num_subjects, 'subject')} {'is' if record.sisa.num_subjects == 1 else 'are'} "
         f"forgotten, {difference_text(after)} after; {changed} ({difference_text(change)}). {_exact(record)}"
     )
@@ -295,10 +295,8 @@ def spending(record: InversionRecord) -> str:
     """What DP-SGD on SISA has spent, by slice, before and after a deletion."""
     private = record.sisa.private
     first, last = (max(shard[place] for shard in private.before.by_slice) for place in (0, -1))
-    grew = private.after.epsilon - private.before.epsilon
-    beside = (
-        f"raises the largest by {grew:.2f} to {private.after.epsilon:.2f}" if grew > 0 else "raises the largest by none"
-    )
+    one, other = private.before.epsilon, private.after.epsilon
+    beside = f"raises the largest from {one:.2f} to {other:.2f}" if other > one else "leaves the largest as it is"
     return (
         f"DP-SGD on SISA spends by slice: epsilon {first:.2f} for a record of the first slice and {last:.2f} for one "
         f"of the last, at delta {private.before.delta:g}. Forgetting {counted(private.num_forgotten, 'sample')} trains "

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ray_sisa.inversion_study.comparison import PLAIN_TITLES, first_attacker
-from ray_sisa.inversion_study.conclusions import flattery
 from ray_sisa.inversion_study.original import TARGET
 from ray_sisa.inversion_study.results import Attacked, Faithful, InversionRecord, Part
 from ray_sisa.inversion_study.summary import (
@@ -25,6 +24,8 @@ from ray_sisa.report import percent
 from ray_sisa.split_convnet import WIDTH
 from ray_sisa.study.wording import counted, enumerated
 
+SMALL_SETS: tuple[Part, Part] = ("seen", "unseen")
+
 
 def evidence(record: InversionRecord, key: str) -> str | None:
     """What the record says of one of the original's mistakes; None where it says nothing."""
@@ -34,7 +35,15 @@ def evidence(record: InversionRecord, key: str) -> str | None:
 def _overlap(record: InversionRecord) -> str | None:
     facts = record.facts
     said = f"{facts.num_seen:,} of {facts.num_victims:,} victims are among the attacker's images, by their pixels."
-    return f"{said} {flattery(record) or ''}".rstrip()
+    arm = record.faithful[0]
+    attack = _first(arm)
+    seen, unseen = (value_of(attack, "r2", part) if attack else None for part in SMALL_SETS)
+    if seen is None or unseen is None:
+        return said
+    return (
+        f"{said} At {arm.side} pixels a side, {R2} of the original's attacker is {number(seen)} on these, "
+        f"{number(unseen)} on the others."
+    )
 
 
 def _count(record: InversionRecord) -> str | None:
@@ -103,7 +112,7 @@ def _arms(record: InversionRecord) -> str | None:
 def _conclusion(record: InversionRecord) -> str | None:
     found = verdicts(record.honest, PRIVATE, STOPPED)
     parts = [f"{VERDICTS[told]} at {pair.noise_multiplier:g}" for pair, told in found]
-    return f"Beside a network stopped at its accuracy, a private one {enumerated(parts)}."
+    return f"DP-SGD beside networks stopped at its accuracy, by noise multiplier: {enumerated(parts)}."
 
 
 def _first(arm: Faithful) -> Attacked | None:

@@ -64,7 +64,7 @@ def leakage(honest: Honest) -> Figure:
         for each in found:
             if each.kind in KINDS:
                 _, colour, marker = KINDS[each.kind]
-                values = [value_of(attack, "r2") for attack in each.attacks]
+                values = [attack.quality["unseen"].r2.value for attack in each.attacks]
                 axis.scatter(each.accuracies, values, color=colour, marker=marker, s=34, alpha=0.85, linewidths=0)
                 if each.dial is not None and each.kind == PRIVATE:
                     _name_point(axis, f"{each.dial:g}", (each.accuracies[0], values[0]))
@@ -225,9 +225,8 @@ def _draw_interval(axis: Axes, found: Estimate, y: float, colour: str, marker: s
     )
 
 
-def _name_point(axis: Axes, name: str, point: tuple[float, float | None]) -> None:
-    if point[1] is not None:
-        axis.annotate(name, (point[0], point[1]), xytext=(5, 5), textcoords="offset points", color=MUTED, fontsize=8.5)
+def _name_point(axis: Axes, name: str, point: tuple[float, float]) -> None:
+    axis.annotate(name, point, xytext=(5, 5), textcoords="offset points", color=MUTED, fontsize=8.5)
 
 
 def _dot(label: str, colour: str, marker: str) -> Line2D:

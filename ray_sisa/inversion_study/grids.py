@@ -34,7 +34,7 @@ from ray_sisa.split_convnet import WIDTH
 DPI = 100
 GAP = 2  # pixels between images
 APART = 10  # pixels between unseen victims and seen ones
-LABELS, TOP = 3.4, 0.35  # inches
+LABELS, TOP = 3.7, 0.35  # inches
 PAPER = 255
 LEAST_SIDE = 70  # smaller images are drawn larger
 
@@ -57,7 +57,7 @@ def honest_grid(honest: Honest, pictures: Pictures, num_unseen: int) -> Figure:
     """All kinds of targets under the first seed and attacker, a private one beside its controls."""
     found = rows(honest, attackers(honest)[0])
     dials = [r.dial for r in found if r.kind == PRIVATE]
-    order = [(RANDOM, None), (PLAIN, None)]
+    order: list[tuple[str, float | None]] = [(RANDOM, None), (PLAIN, None)]
     order += [(kind, dial) for dial in dials for kind in (PRIVATE, STOPPED, NOISY)]
     order += [(NOPEEK, r.dial) for r in found if r.kind == NOPEEK]
     shown: list[GridRow] = [("original", pictures[honest.truth]), *_baselines(honest, pictures)]

@@ -22,9 +22,10 @@ def limits(record: InversionRecord) -> tuple[str, ...]:
         "The faithful arm was trained once, as the original was; the honest arm under "
         f"{counted(len(honest.seeds), 'seed')}. Attackers other than the first were tried under one seed, SISA under "
         "one.",
-        f"Controls are as accurate as private networks, not trained alike: DP-SGD has {preset.private_epochs} epochs "
-        f"at a rate of {PRIVATE['optimizer']['lr']:g}, networks without it at most {preset.epochs} at "
-        f"{PLAIN['optimizer']['lr']:g}. What is seen at equal accuracy may be the doing of these.",
+        "Controls are as accurate as private networks, not trained alike: DP-SGD has "
+        f"{counted(preset.private_epochs, 'epoch')} at a rate of {PRIVATE['optimizer']['lr']:g}, networks without it "
+        f"at most {preset.epochs} at {PLAIN['optimizer']['lr']:g}. What is seen at equal accuracy may be the doing of "
+        "these.",
         "Stopped networks, and the noise on activations, were chosen by the accuracy on the images that it is reported "
         "of.",
         "Each victim was intercepted once. Who intercepts an image often can average noise on its activations away.",

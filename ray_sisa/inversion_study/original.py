@@ -108,8 +108,8 @@ MISTAKES = (
         key="normalisation",
         title="Batch normalisation under DP-SGD",
         text="With batch normalisation a sample's gradient depends on the other samples of its batch, so that clipping "
-        "it bounds nothing. Besides, the loop that trains the first target never says that it trains, so that "
-        "normalisation is inert there and dropout is off, but not in the private targets.",
+        "it bounds nothing. Besides, as its code reads, the loop that trains the first target never says that it "
+        "trains, so that normalisation is inert there and dropout is off, but not in the private targets.",
         here="Private targets normalise by groups of channels, and the network without privacy is trained both ways.",
     ),
     Mistake(

@@ -43,8 +43,8 @@ def title(kind: str, dial: float | None) -> str:
     return {
         PLAIN: "not private",
         PRIVATE: f"DP-SGD, noise multiplier {said}",
-        STOPPED: f"not private, stopped at the accuracy of {said}",
-        NOISY: f"noise on activations, to the accuracy of {said}",
+        STOPPED: f"stopped early, as accurate as DP-SGD {said}",
+        NOISY: f"noise on activations, as accurate as DP-SGD {said}",
         NOPEEK: f"NoPeek, weight {said}",
         RANDOM: "random weights",
     }[kind]
