@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from PIL import Image
 
 from ray_sisa.inversion_study import figures, grids
 from ray_sisa.inversion_study.pictures import Pictures
@@ -20,6 +21,7 @@ from ray_sisa.inversion_study.summary import attackers
 from ray_sisa.inversion_study.wording import R2, confidence
 
 DPI = 110
+LEVELS = 64  # of grey in the file of a grid
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +32,8 @@ class Drawing:
     title: str
     text: str
     draw: Callable[[Pictures], Figure | None]
+    is_grid: bool = False
+    """Whether it is grey alone, so that a few levels will do."""
 
     @property
     def file(self) -> str:
@@ -42,11 +46,16 @@ def drawings(record: InversionRecord) -> tuple[Drawing, ...]:
     return tuple(_drawings(record))
 
 
-def png(figure: Figure) -> bytes:
+def png(figure: Figure, *, is_grid: bool = False) -> bytes:
     """A figure as a file's content: the same figure gives the same bytes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=max(DPI, figure.dpi), metadata={"Software": None})
-    return buffer.getvalue()
+    figure.savefig(buffer, format="png", dpi=figure.dpi if is_grid else DPI, metadata={"Software": None})
+    if not is_grid:
+        return buffer.getvalue()
+    smaller = io.BytesIO()
+    with Image.open(buffer) as image:
+        image.convert("L").quantize(LEVELS).save(smaller, format="png", optimize=True)
+    return smaller.getvalue()
 
 
 def write_drawings(record: InversionRecord, pictures: Pictures, folder: Path) -> dict[str, bytes]:
@@ -55,7 +64,7 @@ def write_drawings(record: InversionRecord, pictures: Pictures, folder: Path) ->
     for drawing in drawings(record):
         figure = drawing.draw(pictures)
         if figure is not None:
-            made[drawing.name] = png(figure)
+            made[drawing.name] = png(figure, is_grid=drawing.is_grid)
             (folder / drawing.file).write_bytes(made[drawing.name])
     return made
 
@@ -83,6 +92,7 @@ def _drawings(record: InversionRecord) -> Iterator[Drawing]:
         text="Under the first seed and the first attacker. Rows of one noise multiplier stand together: a private "
         "network and its controls of the same accuracy.",
         draw=lambda pictures: grids.honest_grid(honest, pictures, num_unseen),
+        is_grid=True,
     )
     if WHITE_BOX in attackers(honest):
         yield Drawing(
@@ -91,6 +101,7 @@ def _drawings(record: InversionRecord) -> Iterator[Drawing]:
             text="Inputs are searched whose activations are those intercepted. The victims are others than above, all "
             "unseen.",
             draw=lambda pictures: grids.white_box_grid(honest, pictures),
+            is_grid=True,
         )
     yield Drawing(
         name="training",
@@ -104,6 +115,7 @@ def _drawings(record: InversionRecord) -> Iterator[Drawing]:
             title=f"The original's figures, at {arm.side} pixels a side",
             text="Its targets and its attacker, on the same victims as above.",
             draw=partial(grids.faithful_grid, arm, num_unseen=num_unseen),
+            is_grid=True,
         )
     yield Drawing(
         name="shards",

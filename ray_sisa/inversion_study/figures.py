@@ -11,7 +11,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from ray_sisa.charts import FAINT, INK, MUTED, STYLE, TEST, TRAIN
 from ray_sisa.evaluation.inversion import Estimate
@@ -115,8 +115,8 @@ def training(arms: Sequence[Faithful]) -> Figure:
             _draw_targets(left, arm)
             _draw_attackers(right, arm)
         handles = [
-            Line2D([], [], color=TRAIN, linestyle="--", label="training images"),
-            Line2D([], [], color=TEST, linestyle="--", label="validation images"),
+            Line2D([], [], color=TRAIN, label="training images"),
+            Line2D([], [], color=TEST, label="validation images"),
             Line2D([], [], color=MUTED, label=PLAIN_TITLES[0]),
             Line2D([], [], color=MUTED, linestyle=":", label=PLAIN_TITLES[1]),
             Line2D([], [], color=INK, marker="x", linestyle="none", label="the original"),
@@ -201,6 +201,8 @@ def _draw_attackers(axis: Axes, arm: Faithful) -> None:
     axis.set_title(f"attacker, {arm.side} pixels a side")
     axis.set_ylabel("error on its own images")
     axis.set_yscale("log")
+    for which in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+        which(StrMethodFormatter("{x:g}"))
     _by_epoch(axis)
 
 

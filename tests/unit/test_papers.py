@@ -22,7 +22,7 @@ from ray_sisa.study.rendering import shortened
 
 ROOT = Path(__file__).parents[2]
 TEMPLATES = ROOT / "ray_sisa" / "templates"
-NAMES = re.compile(r"CIFAR-100|cifar100|top-[15]|ResNet\d+|utf-8|\.j2|small[12]|image/png;base64|\br2\b")
+NAMES = re.compile(r"CIFAR-100|cifar100|top-[15]|ResNet\d+|utf-8|\.j2|small[12]|image/png;base64|\b(?:r2|top1)\b")
 NUMBERS = re.compile(r"\d|\b(?:ten|twenty|thirty|forty|fifty|hundred|thousand|fifth|quarters?)\b")
 
 
