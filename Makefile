@@ -40,10 +40,12 @@ check: $(STAMP) ## formatting, lint, types and the contracts between modules
 bench: $(STAMP) ## run every benchmark
 	@set -e; for benchmark in $(BENCHMARKS); do echo "== $$benchmark"; $(BIN)/python $$benchmark; done
 
-# From the newest record; a test says whether the page is what its record gives.
-paper: $(STAMP) ## write docs/study-cifar100.md from the newest record of the study
+# From the newest record of each study; a test says whether a page is what its record gives.
+paper: $(STAMP) ## write docs/study-*.md from the newest records of the studies
 	$(BIN)/python -m ray_sisa.study.paper $(lastword $(sort $(wildcard results/*-study-cifar100-*/result.json))) \
 		docs/study-cifar100.md
+	$(BIN)/python -m ray_sisa.inversion_study.paper $(lastword $(sort $(wildcard results/*-study-inversion-*/result.json))) \
+		docs/study-inversion.md
 
 clean: ## remove caches, build products and .venv; never runs or data
 	rm -rf .venv build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -9,7 +9,8 @@ from pydantic import TypeAdapter
 
 from ray_sisa.config import Scaling
 from ray_sisa.engine.runner import open_runner
-from ray_sisa.inversion_study.pictures import PICTURES, write_pictures
+from ray_sisa.inversion_study.page import REPORT, RESULT, write_report
+from ray_sisa.inversion_study.pictures import PICTURES, read_pictures, write_pictures
 from ray_sisa.inversion_study.presets import PRESETS
 from ray_sisa.inversion_study.results import InversionRecord
 from ray_sisa.inversion_study.roles import section_of
@@ -49,8 +50,9 @@ def run_job(
     # Where things lay is nobody's business who reads the record.
     text = TypeAdapter(InversionRecord).dump_json(record, indent=1).decode()
     write_pictures(steps, record, out / PICTURES)
-    (out / "result.json").write_text(text.replace(resolve_uri(storage), "STORAGE") + "\n", encoding="utf-8")
-    logger.info("%s: %s", preset.name, out / "report.html")
+    (out / RESULT).write_text(text.replace(resolve_uri(storage), "STORAGE") + "\n", encoding="utf-8")
+    write_report(record, read_pictures(out / PICTURES, record), out)
+    logger.info("%s: %s", preset.name, out / REPORT)
     return record
 
 

@@ -12,6 +12,8 @@ from ray_sisa.evaluation.inversion import Estimate, Reconstruction
 
 Part = Literal["public", "victims", "unseen", "seen"]
 """Public images; all victims; those that the attacker did not train on, and those that it did."""
+WHITE_BOX = "white-box"
+"""The attacker that knows the weights; it has victims of its own, all unseen."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +86,7 @@ class Attacked:
 
     target: str
     attacker: str
-    """`kernel`, `study` or `wide` decoders, or `white-box`."""
+    """`kernel`, `study` or `wide` decoders, or `WHITE_BOX`."""
     noise: str | None
     training_mse: tuple[float, ...]
     """Of a decoder, by epoch, as it trained; of a kernel, the one error of public images that were left out."""

@@ -19,7 +19,7 @@ from ray_sisa.evaluation.accuracy import accuracy
 from ray_sisa.ingest import resolve_recipe
 from ray_sisa.inversion_study.quality import of_others, qualities
 from ray_sisa.inversion_study.querying import Queried
-from ray_sisa.inversion_study.results import Attacked, NoisyTarget, StoppedTarget, Target, TrainedTarget
+from ray_sisa.inversion_study.results import WHITE_BOX, Attacked, NoisyTarget, StoppedTarget, Target, TrainedTarget
 from ray_sisa.inversion_study.roles import Roles
 from ray_sisa.inversion_study.spending import spending_of
 from ray_sisa.run import Run
@@ -221,7 +221,7 @@ class WhiteBox:
         found = queried.search(victims.images, self.steps)
         return Attacked(
             target=self.target.name,
-            attacker="white-box",
+            attacker=WHITE_BOX,
             noise=None,
             training_mse=(),
             quality={"unseen": of_others(bench.roles, victims, found)},

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment as Templates
-from jinja2 import PackageLoader, StrictUndefined
 
 from ray_sisa.charts import above_null
-from ray_sisa.report import null_band, percent
+from ray_sisa.report import null_band
 from ray_sisa.study import attack_figures, cost_figures, figures, original
 from ray_sisa.study.comparison import Compared, Target, compared, reasons, targets
 from ray_sisa.study.conclusions import AGREEMENT, INSIDE, verdict
@@ -23,6 +22,7 @@ from ray_sisa.study.evidence import evidence
 from ray_sisa.study.features import BY_SAMPLE, BY_SUBJECT, CLASS, MEMORISED, SUBJECTS
 from ray_sisa.study.pixels import BLOCK, RANDOM
 from ray_sisa.study.presets import PRESETS, Preset
+from ray_sisa.study.rendering import NONE, make_templates
 from ray_sisa.study.results import GridPoint, StudyRecord, Unlearning
 from ray_sisa.study.summary import (
     ARM_TITLES,
@@ -43,9 +43,7 @@ from ray_sisa.study.summary import (
     spread,
     unlearnings,
 )
-from ray_sisa.study.wording import counted, difference, duration, enumerated, judged_text, saving, share, shown
-
-NONE = "\N{EN DASH}"
+from ray_sisa.study.wording import counted, duration, judged_text, saving, share, shown
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,19 +116,10 @@ def make_page(record: StudyRecord, *, draw: bool = True) -> Page:
 
 
 def templates(autoescape: bool) -> Templates:
-    """Templates with all that a page or a paper of a study is written with."""
-    made = Templates(
-        loader=PackageLoader("ray_sisa"),
-        autoescape=autoescape,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    """Templates with all that the page and the paper are written with."""
+    made = make_templates(autoescape)
     made.filters |= {
-        "percent": percent,
         "band": null_band,
-        "duration": duration,
-        "count": lambda number: f"{number:,.0f}",
         "shown": shown_or_none,
         "top1": lambda found: shown_or_none(spread(m.top1 for m in found)),
         "top5": lambda found: shown_or_none(spread(m.top5 for m in found)),
@@ -145,12 +134,8 @@ def templates(autoescape: bool) -> Templates:
     names: dict[str, Any] = {
         "AGREEMENT": AGREEMENT,
         "INSIDE": INSIDE,
-        "NONE": NONE,
         "above_null": above_null,
         "all_unlearnings": all_unlearnings,
-        "counted": counted,
-        "difference": difference,
-        "enumerated": enumerated,
         "evidence": evidence,
         "mispredicted": mispredicted,
         "original": original,

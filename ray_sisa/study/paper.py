@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from pathlib import Path
 
 from ray_sisa.approximate.methods import make_method
-from ray_sisa.errors import SisaError
 from ray_sisa.report import percent
 from ray_sisa.study import conclusions, original
 from ray_sisa.study.comparison import targets
@@ -21,6 +19,7 @@ from ray_sisa.study.conclusions import direction
 from ray_sisa.study.page import Page, make_page, templates
 from ray_sisa.study.pixels import RETRAIN
 from ray_sisa.study.presets import PRESETS, Preset
+from ray_sisa.study.rendering import write_document
 from ray_sisa.study.results import StudyRecord
 from ray_sisa.study.summary import TRANSFER, blocks, method_row, method_rows
 from ray_sisa.study.wording import enumerated
@@ -137,18 +136,7 @@ def main(arguments: list[str]) -> None:
     """Writes the paper: the record, then where to."""
     from ray_sisa.study.job import read_record
 
-    if len(arguments) != 2:
-        sys.exit("usage: python -m ray_sisa.study.paper RESULT.json PAPER.md")
-    source, target = map(Path, arguments)
-    try:
-        target.write_text(write_paper(read_record(source), shortened(source)), encoding="utf-8")
-    except (OSError, ValueError, SisaError) as error:
-        sys.exit(f"error: {error}")
-
-
-def shortened(source: Path) -> str:
-    """A record's path inside the checkout: where that lies is nobody's business."""
-    return "/".join(source.resolve().parts[-3:])
+    write_document(arguments, "ray_sisa.study.paper", lambda source, name: write_paper(read_record(source), name))
 
 
 if __name__ == "__main__":
