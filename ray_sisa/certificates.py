@@ -17,10 +17,15 @@ from ray_sisa.live import LiveSet
 from ray_sisa.records import Certificate, Head, Request
 from ray_sisa.store import Store
 
-CLAIM = (
-    "The stages named as retired were trained on samples of this request; none of them is in the store. The ensemble "
-    "in force is, by name, what training without these samples gives; `ray-sisa verify` trains it again and compares "
-    "every bit, on a machine with the environment that each stage's record names."
+_RETIRED = "The stages named as retired were trained on samples of this request; none of them is in the store. "
+CLAIM = _RETIRED + (
+    "The ensemble in force is, by name, what training without these samples gives; `ray-sisa verify` trains it again "
+    "and compares every bit, on a machine with the environment that each stage's record names."
+)
+CLAIM_OF_SECURE_NOISE = _RETIRED + (
+    "The stages of the ensemble in force are named by all that they were made from, and never saw these samples. Their "
+    "noise was drawn by the operating system and not kept, so training again gives other bits and cannot prove it; "
+    "`ray-sisa verify` checks records, names, samples and stored weights."
 )
 
 
@@ -54,7 +59,7 @@ def certify(store: Store, live: LiveSet, ledger: Ledger) -> tuple[Certificate, .
     for batch in _batches(heads.history(store, first), live, ledger, certified):
         for request, shards in zip(batch.requests, batch.shards, strict=True):
             if request.number not in certified:
-                certificate = _certificate(batch, request, shards, ledger, live.full_sample_passes)
+                certificate = _certificate(batch, request, shards, ledger, live)
                 store.create(numbered(CERTIFICATES, request.number), certificate.to_bytes())
                 written.append(certificate)
     return tuple(written)
@@ -95,7 +100,7 @@ def _batch(earlier: int, rolled: Sequence[Head], live: LiveSet, ledger: Ledger) 
 
 
 def _certificate(
-    batch: _Batch, request: Request, shards: tuple[int, ...], ledger: Ledger, full_sample_passes: int
+    batch: _Batch, request: Request, shards: tuple[int, ...], ledger: Ledger, live: LiveSet
 ) -> Certificate:
     head = batch.heads[-1]
     old = {key for s in shards for key in batch.old[s].keys}
@@ -110,11 +115,11 @@ def _certificate(
         retired_stages=tuple(sorted(old - new.keys())),
         retrained_stages=tuple(stage.key for stage in retrained),
         sample_passes=sum(stage.sample_passes for stage in retrained),
-        full_training_sample_passes=full_sample_passes,
+        full_training_sample_passes=live.full_sample_passes,
         head=head.number,
         ensemble_digest=head.ensemble_digest,
         requested_at=request.created_at,
         effective_at=next(h.created_at for h in batch.heads if h.ledger >= request.number),
         completed_at=now(),
-        claim=CLAIM,
+        claim=CLAIM if live.run.training.is_repeatable else CLAIM_OF_SECURE_NOISE,
     )

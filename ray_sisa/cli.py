@@ -198,7 +198,7 @@ def evaluate(
         runner=runner.value,
         approximation=approximation,
     )
-    return printing.evaluated(found, with_roc=roc)
+    return printing.evaluated(found, with_roc=roc, is_repeatable=opened.record.training.is_repeatable)
 
 
 @app.command(cls=_Command)

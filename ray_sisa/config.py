@@ -76,6 +76,12 @@ class DataConfig(_Section):
         kind, _, name = self.source.partition(":")
         if kind not in {"digits", "parquet", "torchvision"} or (kind == "torchvision") != bool(name):
             raise ValueError(f"source: {self.source!r} must be digits, parquet or torchvision:NAME")
+        if kind != "parquet" and self.source != "torchvision:Omniglot":
+            for field in ("train", "test"):
+                if value := getattr(self, field):
+                    raise ValueError(
+                        f"{field}: {value!r} must be left out; {self.source} has its own training and test set"
+                    )
         if kind == "parquet" and self.train is None:
             raise ValueError("train: missing; source parquet must name its training files (a file, folder or URI)")
         if kind == "parquet" and self.num_classes is None:

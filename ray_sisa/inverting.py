@@ -6,6 +6,7 @@ unless the white-box attack is asked for. No picture goes into the run's store: 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import time
@@ -29,6 +30,7 @@ from ray_sisa.evaluation.inversion import Reconstruction, measure
 from ray_sisa.heads import ensemble_digest
 from ray_sisa.inversion.attack import AttackEpoch, DecoderConfig, decoder_epochs, reconstruct
 from ray_sisa.inversion.baselines import linear_code, mean_image
+from ray_sisa.inversion.kernel import KernelConfig, check_clusters, fit_kernel
 from ray_sisa.inversion.pictures import draw_grid
 from ray_sisa.inversion.white_box import SearchConfig, search
 from ray_sisa.layout import RUN, UNREACHABLE, report
@@ -41,6 +43,7 @@ from ray_sisa.store import Store
 from ray_sisa.training import Weights, initial_state, load_network, reproducible, to_tensor
 
 Targets = Literal["constituents", "ensemble"]
+AttackerConfig = DecoderConfig | KernelConfig
 RANDOM = "random weights"
 _AT_ONCE = 256  # images asked about together
 _SHOWN = 12  # victims in a picture
@@ -64,17 +67,18 @@ class Target:
 class Plan:
     """What the attacks on all targets share.
 
-    `public` and `victims` are uint8 [N, H, W, C], `clusters` of the victims [N].
+    `public` and `victims` are uint8 [N, H, W, C], `public_clusters` and `clusters` of the victims [N].
     """
 
     store: Store
     run: RunRecord
     layer: str
     public: np.ndarray
+    public_clusters: np.ndarray
     victims: np.ndarray
     clusters: np.ndarray
     noise: ActivationNoise | None
-    decoder: DecoderConfig
+    decoder: AttackerConfig
     white_box: SearchConfig | None
     device: str
 
@@ -92,7 +96,7 @@ class Inverted:
     activation_shape: tuple[int, ...]
     """Of what is intercepted for one image."""
     training_mse: float
-    """Of the decoder on the public images, in its last epoch."""
+    """Of a decoder on the public images, in its last epoch; of `kernel`, on public images that were left out."""
     black_box: Reconstruction
     white_box: Reconstruction | None
     accuracy: float | None
@@ -109,7 +113,7 @@ class InversionReport:
     ensemble_digest: str
     layer: str
     noise: str | None
-    decoder: DecoderConfig
+    decoder: AttackerConfig
     white_box: SearchConfig | None
     num_public: int
     num_victims: int
@@ -124,6 +128,14 @@ class InversionReport:
     mean_image: Reconstruction
     """The mean of the public images, whatever the victim."""
     measured_at: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Trained:
+    """An attacker that has learned from public images, and its `training_mse`."""
+
+    decode: Callable[[np.ndarray], np.ndarray]
+    mse: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,9 +157,10 @@ def invert(
     public: Samples,
     victims: Samples,
     clusters: Sequence[str] | None,
+    public_clusters: Sequence[str] | None,
     targets: Targets,
     noise: ActivationNoise | None,
-    decoder: DecoderConfig,
+    decoder: AttackerConfig,
     white_box: SearchConfig | None,
     pictures: Path | None,
     runner: Runner,
@@ -158,11 +171,15 @@ def invert(
     if not constituents:
         raise DataError("ensemble", "0 constituents", "no constituent is left to attack", "Unlearn first")
     kept, named = _distinct(run.training, public, victims, clusters)
+    of_public = public.labels if public_clusters is None else np.array(public_clusters)
+    if isinstance(decoder, KernelConfig):
+        check_clusters(of_public, len(public))
     plan = Plan(
         store=store,
         run=run,
         layer=layer,
         public=public.images,
+        public_clusters=of_public,
         victims=victims.images[kept],
         clusters=named[kept],
         noise=noise,
@@ -210,22 +227,22 @@ def check(training: TrainingRecipe, layer: str) -> None:
 
 
 def attack(plan: Plan, target: Target) -> Generator[AttackEpoch, None, _Answer]:
-    """One job: tells each epoch of the decoder."""
+    """One job: tells each epoch of the attacker."""
     began = time.perf_counter()
     plan.store.get(RUN, UNREACHABLE)  # a node that sees another folder says so, and not that a stage is lost
     asked = _Asked(plan, target)
     noisy = plan.noise is not None
-    decoder = yield from decoder_epochs(asked.query, plan.public, plan.decoder, fresh=noisy, device=plan.device)
+    attacker = yield from _train(plan, asked)
     intercepted = asked.query(plan.victims)
-    black_box = reconstruct(decoder, intercepted)
+    black_box = attacker.decode(intercepted)
     white_box = None
     if plan.white_box is not None and not target.is_random:
         shape = plan.victims.shape[1:]
         white_box = search(asked.activations_of, intercepted, shape, plan.white_box, plan.device)
     inverted = Inverted(
         target=target,
-        activation_shape=decoder.activation_shape,
-        training_mse=decoder.mse,
+        activation_shape=intercepted.shape[1:],
+        training_mse=attacker.mse,
         black_box=_measure(plan, black_box),
         white_box=None if white_box is None else _measure(plan, white_box),
         accuracy=None if target.is_random else asked.accuracy(noisy=noisy),
@@ -238,6 +255,17 @@ def attack(plan: Plan, target: Target) -> Generator[AttackEpoch, None, _Answer]:
         black_box=black_box[shown],
         white_box=None if white_box is None else white_box[shown],
     )
+
+
+def _train(plan: Plan, asked: _Asked) -> Generator[AttackEpoch, None, _Trained]:
+    """The attacker of a plan; one without epochs tells when it has learned."""
+    if isinstance(plan.decoder, KernelConfig):
+        fitted = fit_kernel(asked.query, plan.public, plan.public_clusters, seed=plan.decoder.seed)
+        yield AttackEpoch(epoch=1, epochs=1, mse=fitted.mse)
+        return _Trained(decode=fitted.predict, mse=fitted.mse)
+    noisy = plan.noise is not None
+    decoder = yield from decoder_epochs(asked.query, plan.public, plan.decoder, fresh=noisy, device=plan.device)
+    return _Trained(decode=functools.partial(reconstruct, decoder), mse=decoder.mse)
 
 
 class _Asked:

@@ -64,6 +64,14 @@ class File:
         """The file, its footer read."""
         return pq.ParquetFile(self.path, filesystem=self.filesystem, page_checksum_verification=True)
 
+    def column_names(self) -> list[str]:
+        """Names of the columns that the footer declares."""
+        try:
+            with self.open() as parquet:
+                return list(parquet.schema_arrow.names)
+        except UNREADABLE as error:
+            raise self.unreadable(error) from error
+
     def num_rows(self) -> int:
         """Number of rows that the footer declares."""
         try:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ray_sisa.evaluation.accuracy import Accuracy
     from ray_sisa.evaluation.inversion import Estimate, Reconstruction
     from ray_sisa.evaluation.membership import Membership
-    from ray_sisa.inverting import InversionReport
+    from ray_sisa.inverting import AttackerConfig, InversionReport
     from ray_sisa.planning import Plan
     from ray_sisa.reconcile import Reconciliation
     from ray_sisa.records import Approximation
@@ -114,8 +114,11 @@ def status(found: Status, spent: PrivacySpent | None = None) -> Answer:
     return Answer(fields=fields, text=f"{_table(rows)}\n\n{table}\n\n{_privacy(spent)}")
 
 
-def evaluated(found: Evaluation, *, with_roc: bool) -> Answer:
-    """The answer of `evaluate`; the ROC curves, which are long, on request."""
+def evaluated(found: Evaluation, *, with_roc: bool, is_repeatable: bool) -> Answer:
+    """The answer of `evaluate`; the ROC curves, which are long, on request.
+
+    `is_repeatable` says whether the stages of the run can be trained again: not those with secure noise.
+    """
     fields = {
         "head": found.head,
         "ensemble_digest": found.ensemble_digest,
@@ -134,7 +137,7 @@ def evaluated(found: Evaluation, *, with_roc: bool) -> Answer:
         fields["forget_request"] = found.forget_request
         fields["forget"] = asdict(found.forget) if found.forget else None
         fields["retain"] = asdict(found.retain) if found.retain else None
-    return Answer(fields=fields, text=_evaluation_text(found))
+    return Answer(fields=fields, text=_evaluation_text(found, is_repeatable=is_repeatable))
 
 
 def approximated(made: Approximation, *, was_there: bool) -> Answer:
@@ -151,10 +154,15 @@ def approximated(made: Approximation, *, was_there: bool) -> Answer:
     return Answer(fields=made.model_dump(mode="json") | {"was_there": was_there, "exact": False}, text=_table(rows))
 
 
-def nature(approximation: Approximation | None) -> str:
+def nature(approximation: Approximation | None, *, is_repeatable: bool = True) -> str:
     """What kind of model was measured, as every answer and report says it."""
-    if approximation is None:
+    if approximation is None and is_repeatable:
         return "exact: the run's own ensemble, which `ray-sisa verify` trains again bit for bit"
+    if approximation is None:
+        return (
+            "exact by name: the run's own ensemble, whose stages never saw what was deleted; noise is secure, so "
+            "`ray-sisa verify` checks what they were made from, and cannot train them again"
+        )
     title = approximation.method.title
     return f"approximate ({title}): no exactness certificate; the run's own `unlearn` gives one"
 
@@ -167,11 +175,14 @@ def inverted(made: InversionReport, pictures: Path | None) -> Answer:
     rows = [
         ("layer", f"{made.layer}, {'x'.join(map(str, made.targets[0].activation_shape))} numbers an image"),
         ("noise", made.noise or "none"),
+        ("attacker", _attacker(made.decoder)),
         ("public", f"{made.num_public:,} images"),
         ("victims", victims),
     ]
+    measured_on = "public images that were left out" if made.decoder.style == "kernel" else "the public images"
     for one in made.targets:
         rows.append((one.target.name, _reconstruction(one.black_box)))
+        rows.append(("  training", f"mse {one.training_mse:.4f} of {measured_on}"))
         if one.white_box is not None:
             rows.append(("  white box", _reconstruction(one.white_box)))
         if one.accuracy is not None and one.accuracy_without_noise is not None:
@@ -183,6 +194,10 @@ def inverted(made: InversionReport, pictures: Path | None) -> Answer:
     if pictures is not None:
         rows.append(("pictures", f"{pictures}; they show victims"))
     return Answer(fields=asdict(made) | {"pictures": pictures and str(pictures)}, text=_table(rows))
+
+
+def _attacker(config: AttackerConfig) -> str:
+    return "kernel ridge regression" if config.style == "kernel" else f"{config.style} decoder, {config.epochs} epochs"
 
 
 def _reconstruction(found: Reconstruction) -> str:
@@ -328,9 +343,9 @@ def _membership(found: Membership, *, with_roc: bool) -> dict[str, Any]:
     return fields
 
 
-def _evaluation_text(found: Evaluation) -> str:
+def _evaluation_text(found: Evaluation, *, is_repeatable: bool) -> str:
     rows = [
-        ("model", nature(found.approximation)),
+        ("model", nature(found.approximation, is_repeatable=is_repeatable)),
         *_head(found.head, found.ensemble_digest),
         ("votes", _votes(found)),
         ("test", _accuracy(found.test)),

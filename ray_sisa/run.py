@@ -37,8 +37,8 @@ from ray_sisa.voting import Rule
 if TYPE_CHECKING:
     from ray_sisa.audit import Evaluation
     from ray_sisa.check import Checked
-    from ray_sisa.inversion.attack import AttackEpoch, DecoderConfig
-    from ray_sisa.inverting import InversionReport, Targets
+    from ray_sisa.inversion.attack import AttackEpoch
+    from ray_sisa.inverting import AttackerConfig, InversionReport, Targets
     from ray_sisa.splitting import ActivationNoise
     from ray_sisa.verify import Verification
 
@@ -362,9 +362,10 @@ class Run:
         victims: Samples,
         *,
         clusters: Sequence[str] | None = None,
+        public_clusters: Sequence[str] | None = None,
         targets: Targets = "constituents",
         noise: ActivationNoise | None = None,
-        decoder: DecoderConfig | None = None,
+        decoder: AttackerConfig | None = None,
         white_box: bool = False,
         pictures: Path | None = None,
         runner: RunnerName | Runner = "ray",
@@ -374,12 +375,14 @@ class Run:
 
         Args:
             layer: whose output leaves the device.
-            public: images that the attacker has; labels are not used.
+            public: images that the attacker has.
             victims: images to reconstruct; those that are public too are left out.
             clusters: of each victim, what intervals resample; by default its label.
+            public_clusters: of each public image; those of one cluster are left out together where an attacker of
+                `KernelConfig` is regularised. By default the label. Decoders use neither.
             targets: each constituent alone, or what all of them send together.
             noise: a defence, on what leaves the device.
-            decoder: how the attacker is built and trained.
+            decoder: the attacker: a `DecoderConfig`, by default `wide`, or a `KernelConfig`.
             white_box: whether to attack with the weights at hand as well.
             pictures: folder of this machine for a picture of each target. They show victims, so the run keeps none.
             runner: where the targets are attacked.
@@ -387,7 +390,7 @@ class Run:
 
         Raises:
             ConfigError: a layer at which the network cannot be cut, or networks that read features.
-            DataError: images of another shape, or victims that are all public.
+            DataError: images of another shape, victims that are all public, or too few clusters of public images.
         """
         from ray_sisa.inversion.attack import DecoderConfig
         from ray_sisa.inversion.white_box import SearchConfig
@@ -404,6 +407,7 @@ class Run:
                 public=public,
                 victims=victims,
                 clusters=clusters,
+                public_clusters=public_clusters,
                 targets=targets,
                 noise=noise,
                 decoder=decoder or DecoderConfig(),

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from ray_sisa.errors import DataError
 from ray_sisa.inversion.attack import Query, ask, check_images
 
 GAMMAS = (0.03, 0.1, 0.3)
@@ -21,6 +22,15 @@ ALPHAS = (0.1, 1.0, 10.0, 100.0)
 """Of the ridge."""
 FOLDS = 3
 MOST_IMAGES = 8000  # the kernel has a number for each pair
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KernelConfig:
+    """This attacker, where a decoder could stand; kernel and ridge are found, so there is little to set."""
+
+    style: Literal["kernel"] = "kernel"
+    seed: int = 0
+    """Of the draw of public images where there are more than `MOST_IMAGES`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,9 +60,10 @@ def fit_kernel(query: Query, images: np.ndarray, clusters: np.ndarray, *, seed: 
         seed: of that draw.
 
     Raises:
-        DataError: images that are none, or answers that are not one finite float32 row an image.
+        DataError: images that are none, too few clusters, or answers that are not one finite float32 row an image.
     """
     check_images(images)
+    check_clusters(clusters, len(images))
     if len(images) > MOST_IMAGES:
         rows = np.sort(np.random.default_rng(seed).permutation(len(images))[:MOST_IMAGES])
         images, clusters = images[rows], clusters[rows]
@@ -76,15 +87,28 @@ def fit_kernel(query: Query, images: np.ndarray, clusters: np.ndarray, *, seed: 
     )
 
 
+def check_clusters(clusters: np.ndarray, num_images: int) -> None:
+    """Passes if public images can be left out by cluster.
+
+    Raises:
+        DataError: not one cluster for each image, or all in one.
+    """
+    if clusters.shape != (num_images,):
+        rule = f"must be [{num_images}], one for each public image"
+        raise DataError("public clusters", list(clusters.shape), rule, "Name one of each public image")
+    if len(np.unique(clusters)) < 2:
+        rule = "must be at least 2: the kernel attacker leaves out the public images of some to be judged by"
+        remedy = "Give public images of several labels or of several values of --cluster, or use --decoder wide"
+        raise DataError("public clusters", 1, rule, remedy)
+
+
 def _search(features: np.ndarray, targets: np.ndarray, clusters: np.ndarray) -> Any:
     from sklearn.kernel_ridge import KernelRidge
     from sklearn.model_selection import GridSearchCV, GroupKFold
 
     grid = {"gamma": [gamma / features.shape[1] for gamma in GAMMAS], "alpha": list(ALPHAS)}
     folds = min(FOLDS, len(np.unique(clusters)))
-    search = GridSearchCV(
-        KernelRidge(kernel="rbf"), grid, scoring="neg_mean_squared_error", cv=GroupKFold(max(2, folds))
-    )
+    search = GridSearchCV(KernelRidge(kernel="rbf"), grid, scoring="neg_mean_squared_error", cv=GroupKFold(folds))
     return search.fit(features, targets, groups=clusters)
 
 

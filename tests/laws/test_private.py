@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 from small_runs import PRIVATE, assert_same_models, dataset, folder_of, frozen_recipe, small_config, without
+from typer.testing import CliRunner
 
 from ray_sisa import printing
+from ray_sisa.cli import app
 from ray_sisa.engine.work import Event, StageUnderway
 from ray_sisa.layout import stage_record, stage_weights
 from ray_sisa.lineage import Chain
+from ray_sisa.report import write_report
 from ray_sisa.run import Run
 from ray_sisa.samples import Samples
 from ray_sisa.stages import commit_stage, load_stage
@@ -99,6 +102,23 @@ def test_unlearning_goes_on_as_ever(secure: Run) -> None:
     secure.unlearn(runner="local")
     assert digests(secure)[0] == kept[0] and digests(secure)[1] != kept[1]
     assert secure.status().complete and secure.verify(runner="local").ok
+
+
+def test_nobody_claims_equal_bits_of_secure_noise(secure: Run, samples: Samples, tmp_path: Path) -> None:
+    replayed = made(tmp_path, samples, PRIVATE, "replayed", placement=PLACES)
+    for run, is_repeatable in ((secure, False), (replayed, True)):
+        run.forget(samples=run.sample_ids(0, 2)[:2])
+        run.unlearn(runner="local")
+        (certificate,) = run.certificates()
+        told = CliRunner().invoke(app, ["evaluate", run.store.uri, "--runner", "local"]).stdout
+        write_report(run, tmp_path / "page.html")
+        page = (tmp_path / "page.html").read_text(encoding="utf-8")
+        assert ("trains it again and compares every bit" in certificate.claim) == is_repeatable
+        assert ("training again gives other bits" in certificate.claim) != is_repeatable
+        assert ("trains again bit for bit" in told) == is_repeatable
+        assert ("never saw what was deleted" in told) != is_repeatable
+        assert ("Training again does prove it" in page) == is_repeatable
+        assert ("Training again cannot prove it here" in page) != is_repeatable
 
 
 def _chain(run: Run) -> Chain:

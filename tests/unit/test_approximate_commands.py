@@ -80,7 +80,9 @@ def test_make_find_measure_and_report(run: str, ids_file: Path) -> None:
     assert exact["test"]["top1"] != measured["test"]["top1"]
 
     opened = Run.open(run)
-    texts = [printing.evaluated(evaluation, with_roc=False).text for evaluation in opened.evaluations()]
+    texts = [
+        printing.evaluated(evaluation, with_roc=False, is_repeatable=True).text for evaluation in opened.evaluations()
+    ]
     assert f"approximate (NegGrad+): {PLAIN}" in texts[0]
     assert f"the approximate model {made['key'][:12]} alone" in texts[0]
     assert "model       exact:" in texts[1]

@@ -161,6 +161,12 @@ def test_it_is_frozen_and_survives_json(write) -> None:
         ({"recipe__optimizer": {"momentum": 0, "nesterov": True}}, "recipe.optimizer.nesterov: true needs"),
         ({"data__mean": [0.5]}, "data.mean, std: one without the other"),
         ({"data": {"source": "parquet", "num_classes": 2}}, "data.train: missing"),
+        (
+            {"data": {"source": "torchvision:MNIST", "train": "a.parquet"}},
+            "data.train: 'a.parquet' must be left out; torchvision:MNIST has its own",
+        ),
+        ({"data": {"source": "torchvision:KMNIST", "test": ["a", "b"]}}, "data.test: ('a', 'b') must be left out"),
+        ({"data": {"source": "digits", "test": "a.parquet"}}, "data.test: 'a.parquet' must be left out; digits has"),
         ({"data": {"source": "parquet", "train": "a.parquet"}}, "data.num_classes: missing"),
         ({"data__columns": {"features": ["x"], "image": "pixels"}}, "data.columns.image: 'pixels' must not be given"),
         ({"recipe__backbone": "frozen"}, "recipe.weights: missing; with backbone: frozen"),

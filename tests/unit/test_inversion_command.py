@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from small_runs import COLUMNS, dataset, digits, frozen_recipe, small_config, write_parquet
 from typer.testing import CliRunner, Result
@@ -16,6 +17,7 @@ from ray_sisa.cli import app
 from ray_sisa.config import RunConfig
 from ray_sisa.errors import DataError
 from ray_sisa.inversion.attack import AttackEpoch, DecoderConfig
+from ray_sisa.inversion.kernel import KernelConfig
 from ray_sisa.progress import attack_progress
 from ray_sisa.run import Run
 from ray_sisa.samples import Samples, concatenate
@@ -142,6 +144,79 @@ def test_the_same_attack_gives_the_same_numbers(run: Run) -> None:
     )
     assert [target.black_box for target in one.targets] == [target.black_box for target in same.targets]
     assert one.random_weights.black_box == same.random_weights.black_box
+
+
+def test_the_kernel_attacker_takes_the_place_of_a_decoder(run: Run, files: tuple[str, str]) -> None:
+    public, victims = files
+    where = (run.store.uri, "--layer", "hidden1", "--public", public, "--victims", victims, "--cluster", "person")
+    result = invoke(*where, "--decoder", "kernel", "--runner", "local", "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told["decoder"] == {"style": "kernel", "seed": 0}
+    assert [target["target"]["name"] for target in told["targets"]] == ["shard 0", "shard 1"]
+    for target in told["targets"]:
+        assert target["activation_shape"] == [64]
+        assert target["black_box"]["num_clusters"] == 20
+        assert target["black_box"]["r2"]["value"] > 0.5
+        assert target["black_box"]["top1"]["value"] > 5 * target["black_box"]["top1_chance"]
+        # Of public images that were left out, so near that of victims; those learned by heart would have almost none.
+        assert target["training_mse"] == pytest.approx(target["black_box"]["mse"]["value"], rel=0.5)
+    assert "shard 1: attacker's epoch 1/1, mse 0." in result.stderr
+
+    people = PUBLIC.subjects.to_pylist()
+    same = run.attack_inversion(
+        "hidden1", PUBLIC, VICTIMS, public_clusters=people, decoder=KernelConfig(), runner="local"
+    )
+    assert [one.training_mse for one in same.targets] == [one["training_mse"] for one in told["targets"]]
+    by_label = run.attack_inversion("hidden1", PUBLIC, VICTIMS, decoder=KernelConfig(), runner="local")
+    # A digit that was never seen is harder than a person who was not.
+    assert all(one.training_mse > of.training_mse for one, of in zip(by_label.targets, same.targets, strict=True))
+
+
+def test_the_text_says_what_the_error_of_an_attacker_is_of(run: Run, files: tuple[str, str], tmp_path: Path) -> None:
+    _, victims = files
+    where = (run.store.uri, "--layer", "linear", "--victims", victims, "--runner", "local", "--quiet")
+    unnamed = write_parquet(tmp_path / "public.parquet", PUBLIC)
+    table = pq.read_table(unnamed)
+    pq.write_table(table.rename_columns({"person": "someone"}), tmp_path / "unnamed.parquet")
+    own = tmp_path / "own.yaml"
+    columns = json.dumps(COLUMNS | {"subject": "someone"})
+    own.write_text(
+        f"{{name: x, data: {{source: parquet, train: {tmp_path / 'unnamed.parquet'}, num_classes: 10, "
+        f"columns: {columns}}}, placement: {{shards: 1, slices: 1}}, recipe: {{model: mlp, total_epochs: 1}}}}"
+    )
+    kernel = invoke(*where, "--public", own, "--cluster", "person", "--decoder", "kernel")  # a column of victims alone
+    assert kernel.exit_code == 0, kernel.output
+    assert "attacker        kernel ridge regression" in kernel.stdout
+    assert "of public images that were left out" in kernel.stdout
+    study = invoke(*where, "--public", unnamed, "--decoder", "study", "--epochs", "1")
+    assert study.exit_code == 0, study.output
+    assert "attacker        study decoder, 1 epochs" in study.stdout
+    assert "of the public images" in study.stdout
+
+
+def test_the_kernel_attacker_loses_the_picture_to_noise(run: Run) -> None:
+    noise = ActivationNoise(kind="gaussian", scale=1000.0)
+    clean, noisy = (
+        run.attack_inversion("hidden1", PUBLIC, VICTIMS, noise=kind, decoder=KernelConfig(), runner="local")
+        for kind in (None, noise)
+    )
+    for before, after in zip(clean.targets, noisy.targets, strict=True):
+        assert after.black_box.r2.value < 0.1 < 0.4 < before.black_box.r2.value
+        assert after.accuracy is not None
+        assert after.accuracy < 0.4 < 0.5 < (before.accuracy or 0)
+
+
+def test_what_the_kernel_attacker_cannot_do_is_refused(run: Run, files: tuple[str, str], tmp_path: Path) -> None:
+    public, victims = files
+    where = (run.store.uri, "--layer", "hidden1", "--victims", victims, "--decoder", "kernel")
+    epochs = refusal(*where, "--public", public, "--epochs", 100)
+    assert (epochs["kind"], epochs["field"]) == ("ConfigError", "--epochs")
+    alike = write_parquet(tmp_path / "alike.parquet", PUBLIC.take(np.flatnonzero(PUBLIC.labels == 3)))
+    one = refusal(*where, "--public", alike)
+    assert (one["kind"], one["field"], one["value"]) == ("DataError", "public clusters", "1")
+    with pytest.raises(DataError, match="one for each public image"):
+        run.attack_inversion("hidden1", PUBLIC, VICTIMS, public_clusters=["a"], decoder=KernelConfig(), runner="local")
 
 
 def test_what_cannot_be_attacked_is_refused(run: Run, files: tuple[str, str], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from ray_sisa import planning
+from ray_sisa.cli import app
 from ray_sisa.config import RunConfig
 from ray_sisa.config_values import make_config
 from ray_sisa.errors import DataError, RequestError
@@ -91,6 +94,17 @@ def test_a_configuration_is_planned_without_a_trace(tmp_path: Path) -> None:
     assert plan.storage_bytes == 4 * 4 * parameters + 1438 * 64
     assert (plan.fraction, plan.stages) == (1.0, 4)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_private_configuration_is_planned_with_at_most_its_target(tmp_path: Path) -> None:
+    content = config(tmp_path / "runs").model_dump(mode="json")
+    content["recipe"]["dp"] = {"target_epsilon": 3.0, "delta": 1e-4, "accountant": "rdp"}
+    path = tmp_path / "private.yaml"
+    path.write_text(json.dumps(content))  # JSON is YAML
+    told = json.loads(CliRunner().invoke(app, ["plan", str(path), "--json"]).stdout)
+    assert 2.9 < told["epsilon"] <= 3.0
+    assert "epsilon        " in CliRunner().invoke(app, ["plan", str(path)]).stdout
+    assert [entry.name for entry in tmp_path.iterdir()] == ["private.yaml"]
 
 
 def test_of_parquet_files_one_row_is_decoded(tmp_path: Path) -> None:

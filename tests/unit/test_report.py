@@ -178,7 +178,7 @@ def test_of_several_requests_each_state_says_of_which(story: Story) -> None:
 def test_what_could_not_be_attacked_is_said_in_words(story: Story) -> None:
     found = story.run.evaluations()[-1]
     assert found.ensemble_membership is None
-    text = printing.evaluated(found, with_roc=False).text
+    text = printing.evaluated(found, with_roc=False, is_repeatable=True).text
     assert "membership  too few members to attack: 1, not 20" in text
     assert text.splitlines()[-1].endswith("too few members to attack: 0, not 20")
     few = dataclasses.replace(found.test, num_samples=39)
