@@ -69,7 +69,7 @@ def resolve_recipe(
 ) -> TrainingRecipe:
     """The recipe with all that data and placement add; initial weights are put into the store, if one is given.
 
-    Without the `sizes` of the slices, the noise of differentially private training is not known.
+    Without the `sizes` of the slices, nothing is asked of them, and no noise is solved for.
     """
     # Imported late: networks and their weights need torch.
     import torch
@@ -78,7 +78,7 @@ def resolve_recipe(
     from ray_sisa.private_network import replaced
 
     epochs = epochs_by_slice(config.recipe, config.placement.slices)
-    noise = noise_multiplier(config, sizes, epochs) if sizes is not None else None
+    noise = noise_multiplier(config, sizes, epochs)
     public = public_weights.read(config.recipe.weights) if config.recipe.weights else None
     training = TrainingRecipe(
         recipe=config.recipe,

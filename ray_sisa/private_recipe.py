@@ -33,20 +33,20 @@ def slice_sizes(config: PlacementConfig, places: np.ndarray) -> list[list[int]]:
     return sizes
 
 
-def noise_multiplier(config: RunConfig, sizes: Sizes, epochs: Sequence[int]) -> float | None:
-    """That of `recipe.dp`, as it is given or solved for; None where nothing is private.
+def noise_multiplier(config: RunConfig, sizes: Sizes | None, epochs: Sequence[int]) -> float | None:
+    """That of `recipe.dp`, as it is given or solved for; None where nothing is private, or it cannot be solved for.
 
     Args:
         config: of the run.
-        sizes: of its slices, as they are when the run is created.
+        sizes: of its slices, as they are when the run is created; None where they are not known.
         epochs: of the stage of each slice 1..R.
 
     Raises:
         ConfigError: shards too small for the batches, or for delta.
     """
     dp, batch_size = config.recipe.dp, config.recipe.batch_size
-    if dp is None:
-        return None
+    if dp is None or sizes is None:
+        return dp.noise_multiplier if dp else None
     if dp.noise == "reproducible" and config.recipe.seed.bit_length() < SECRET_BITS:
         logger.warning(
             "recipe.seed: noise that is reproducible is only as secret as the seed, and this one has fewer than %d "

@@ -154,9 +154,8 @@ def replay(shared: Replayer, job: ReplayJob) -> list[StageCheck]:
         known = [part for part in parts[: position + 1] if part is not None]
         actual, weights = "", None
         repeatable = shared.run.training.is_repeatable
-        if repeatable and not any(
-            problems[: position + 1]
-        ):  # wrong samples are not worth training on, and may break it
+        # Wrong samples are not worth training on, and may break it.
+        if repeatable and not any(problems[: position + 1]):
             actual, weights, replay_problem = _again(shared, job, position, known, weights_before, seen)
             problem += replay_problem
         weights_before = weights

@@ -61,11 +61,11 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "threads"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"decoder.{name}", getattr(self, name), "must be at least 1", "Correct it")
+                raise ConfigError("decoder", f"{name} {getattr(self, name)}", "must be at least 1", "Correct it")
         if not (math.isfinite(self.lr) and self.lr > 0):
-            raise ConfigError("decoder.lr", self.lr, "must be above 0", "For example 0.001")
+            raise ConfigError("decoder", f"lr {self.lr}", "must be above 0", "For example 0.001")
         if self.style not in ("study", "wide"):
-            raise ConfigError("decoder.style", self.style, "is no style", "Choose study or wide")
+            raise ConfigError("decoder", f"style {self.style}", "is no style", "Choose study or wide")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,8 +136,8 @@ def decoder_epochs(
     query: Query, images: np.ndarray, config: DecoderConfig, *, fresh: bool = False, device: str = "cpu"
 ) -> Generator[AttackEpoch, None, Decoder]:
     """As `train_decoder`: yields each epoch, returns the attacker."""
-    _check_images(images)
-    activations = _ask(query, images)
+    check_images(images)
+    activations = ask(query, images)
     with deterministic(config.threads, device):
         torch.manual_seed(derive_seed(str(config.seed), "decoder"))
         network = build_decoder(activations.shape[1:], images.shape[1:], config.style)
@@ -150,7 +150,7 @@ def decoder_epochs(
             if config.augments:
                 seen = changed(images, np.random.default_rng(derive_seed(str(config.seed), f"decoder-images-{epoch}")))
             if config.augments or (fresh and epoch):
-                activations = _ask(query, seen)
+                activations = ask(query, seen)
             draws = torch.Generator().manual_seed(derive_seed(str(config.seed), f"decoder-epoch-{epoch}"))
             total = torch.zeros((), dtype=torch.float64, device=device)
             order = torch.randperm(len(images), generator=draws).numpy()
@@ -226,13 +226,23 @@ def _batch(activations: np.ndarray, images: np.ndarray, rows: np.ndarray, device
     return answers, pixels
 
 
-def _check_images(images: np.ndarray) -> None:
+def check_images(images: np.ndarray) -> None:
+    """Passes if these are public images.
+
+    Raises:
+        DataError: no uint8 [N, H, W, C], or none.
+    """
     if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
         value = f"{images.dtype} {list(images.shape)}"
         raise DataError("public images", value, "must be uint8 [N, H, W, C], at least one", "Give images")
 
 
-def _ask(query: Query, images: np.ndarray) -> np.ndarray:
+def ask(query: Query, images: np.ndarray) -> np.ndarray:
+    """What leaves the device for images: float32 [N, ...].
+
+    Raises:
+        DataError: answers that are not one finite float32 row an image.
+    """
     answers = query(images)
     if answers.dtype != np.float32 or answers.ndim < 2 or len(answers) != len(images):
         value = f"{answers.dtype} {list(answers.shape)}"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from ray_sisa.inversion.attack import Query, _ask, _check_images
+from ray_sisa.inversion.attack import Query, ask, check_images
 
 GAMMAS = (0.03, 0.1, 0.3)
 """Of the Gaussian kernel, times the number of activations; these are standardised."""
@@ -52,11 +52,11 @@ def fit_kernel(query: Query, images: np.ndarray, clusters: np.ndarray, *, seed: 
     Raises:
         DataError: images that are none, or answers that are not one finite float32 row an image.
     """
-    _check_images(images)
+    check_images(images)
     if len(images) > MOST_IMAGES:
         rows = np.sort(np.random.default_rng(seed).permutation(len(images))[:MOST_IMAGES])
         images, clusters = images[rows], clusters[rows]
-    answers = _ask(query, images)
+    answers = ask(query, images)
     scale = _Scale.of(answers)
     features, shape = scale(answers), images.shape[1:]
     pixels = images.reshape(len(images), -1).astype(np.float64) / 255

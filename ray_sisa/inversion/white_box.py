@@ -43,10 +43,10 @@ class SearchConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "threads"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"white_box.{name}", getattr(self, name), "must be at least 1", "Correct it")
+                raise ConfigError("white_box", f"{name} {getattr(self, name)}", "must be at least 1", "Correct it")
         if not (math.isfinite(self.lr) and self.lr > 0 and 0 <= self.total_variation < math.inf):
-            value = f"{self.lr}, {self.total_variation}"
-            raise ConfigError("white_box.lr, total_variation", value, "must be above 0, and at least 0", "Correct them")
+            value = f"lr {self.lr}, total_variation {self.total_variation}"
+            raise ConfigError("white_box", value, "must be above 0, and at least 0", "Correct them")
 
 
 def search(

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from ray_sisa.config import RunConfig
+from ray_sisa.config import RunConfig, Scaling
 from ray_sisa.config_values import make_config
 from ray_sisa.digests import digest_json
+from ray_sisa.engine.runner import device_of
 from ray_sisa.inversion_study.results import Target
 from ray_sisa.inversion_study.roles import CONSTANTS, Roles
 from ray_sisa.inversion_study.tasks import Attack, Bench, KeepRandom, MatchNoise, StopAt, TrainTarget, WhiteBox
@@ -28,7 +29,8 @@ class Arm:
     def __init__(self, name: str, place: Place, roles: Roles) -> None:
         """Takes the images."""
         self.name, self.place, self.roles, self.steps = name, place, roles, place.steps
-        self._bench = Bench(steps=place.steps, roles=roles)
+        device = device_of(Scaling.model_validate(place.scaling))
+        self._bench = Bench(steps=place.steps, roles=roles, device=device)
 
     def each(self, tasks: Sequence[Task[Result]]) -> list[Result]:
         """The results of steps that do not depend on each other; the longest are best first."""

@@ -34,7 +34,7 @@ MODEL = "split_convnet_group"  # one network for all, which DP-SGD can train as 
 
 def run_honest(arm: Arm, preset: Preset) -> Honest:
     """All seeds, a kind of step at a time, so that a cluster is full."""
-    sigmas, seeds = preset.noise_multipliers, preset.seeds
+    sigmas, seeds = preset.honest_noise_multipliers, preset.seeds
     private = arm.each([arm.train(f"private-{s:g}", private_recipe(preset, s), seed) for seed in seeds for s in sigmas])
     plain = arm.each([arm.train("plain", plain_recipe(preset), seed) for seed in seeds])
     nopeek = arm.each(
@@ -76,13 +76,14 @@ def run_honest(arm: Arm, preset: Preset) -> Honest:
 
 def plain_recipe(preset: Preset) -> dict[str, Any]:
     """Without privacy."""
-    return {**PLAIN, "model": MODEL, "epochs_per_slice": preset.epochs}
+    return {**PLAIN, "precision": preset.precision, "model": MODEL, "epochs_per_slice": preset.epochs}
 
 
 def private_recipe(preset: Preset, noise_multiplier: float) -> dict[str, Any]:
     """With DP-SGD, at the original's rate, clipping and delta."""
     return {
         **PRIVATE,
+        "precision": preset.precision,
         "model": MODEL,
         "epochs_per_slice": preset.private_epochs,
         "dp": {"noise_multiplier": noise_multiplier, "max_grad_norm": 1.0, "delta": 1e-5},
@@ -108,14 +109,14 @@ class _Seed:
         trained = [self.plain, *self.private, *self.nopeek]
         stopped = [made.target for made in self.stopped]
         own = [*(made.target for made in trained), *stopped]
-        noises = [made.noise for made in self.noisy]
-        tasks: list[Task[Attacked]] = []
-        # The first attacker under every seed; what others make of it under the first, since they take long.
-        for attacker in preset.attackers if self.seed == preset.seeds[0] else preset.attackers[:1]:
-            tasks += [arm.attack(target, attacker, self.seed) for target in [*own, self.random]]
-            tasks += [arm.attack(self.plain.target, attacker, self.seed, noise) for noise in noises]
-        if self.seed == preset.seeds[0]:
+        tasks: list[Task[Attacked]] = [
+            *(arm.attack(target, preset.attackers[0], self.seed) for target in [*own, self.random]),
+            *(arm.attack(self.plain.target, preset.attackers[0], self.seed, made.noise) for made in self.noisy),
+        ]
+        if self.seed == preset.seeds[0]:  # what others make of it, once: they take long
             chosen = [self.plain.target, *(made.target for made in self.private), *stopped]
+            others = [*chosen, self.random]
+            tasks += [arm.attack(t, attacker, self.seed) for attacker in preset.attackers[1:] for t in others]
             tasks += [arm.white_box(t, preset.white_box_images, preset.white_box_steps) for t in chosen]
         return tasks
 

@@ -40,13 +40,16 @@ class Preset:
     side: int = 105
     """Pixels a side in the honest arm and on SISA."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    honest_noise_multipliers: tuple[float, ...] = (0.7, 0.5, 0.3)
+    precision: str = "bfloat16"
+    """Of the honest arm and on SISA; on a CPU small maps are faster in float32."""
     epochs: int = 10
     private_epochs: int = 20
     faithful_attackers: tuple[dict[str, Any], ...]
-    """The original's first."""
+    """The original's first, which alone attacks at resolutions before the last."""
     attackers: tuple[dict[str, Any], ...]
     """Of the honest arm. What is concluded is of the first, which attacks under every seed, and on SISA; the others
-    attack the targets of the first seed."""
+    attack some targets of the first seed."""
     check_every: int = 16
     """Steps between two looks at the accuracy of an encoder that is stopped early."""
     nopeek: tuple[float, ...] = (1.0, 5.0)
@@ -75,6 +78,8 @@ SMOKE = Preset(
     faithful_private_epochs=1,
     side=35,
     seeds=(0,),
+    honest_noise_multipliers=(0.5,),
+    precision="float32",
     epochs=1,
     private_epochs=1,
     faithful_attackers=({"style": "study", "epochs": 2}, {"style": KERNEL}),
@@ -97,6 +102,10 @@ CPU = Preset(
     faithful_sides=(105, 35),
     side=35,
     seeds=(0, 1, 2),
+    honest_noise_multipliers=(0.7, 0.3),
+    precision="float32",
+    private_epochs=10,
+    nopeek=(5.0,),
     faithful_attackers=(STUDY, {"style": KERNEL}),
     attackers=({"style": KERNEL}, STUDY),
 )

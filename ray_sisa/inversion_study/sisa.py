@@ -96,7 +96,7 @@ class AttackSubjects:
         run, roles = Run.open(self.uri), bench.roles
         weights = load_stage(run.store, next(c.key for c in run.in_force() if c.shard == self.shard))
         target = keep_target(bench.steps, f"shard-{self.shard}-{self.state}", run.record.training, weights)
-        attacker = Queried.open(bench.steps, target, LAYER).attack(roles.public, self.attacker)
+        attacker = Queried.open(bench.steps, target, LAYER, device=bench.device).attack(roles.public, self.attacker)
         asked = images_of(roles.dataset.train, self.subjects)
         unseen = roles.victims.take(np.flatnonzero(~roles.seen))
         shard_of = _shards(run, self.subjects)
@@ -115,7 +115,7 @@ class AttackSubjects:
         return SubjectAttack(
             shard=self.shard,
             state=self.state,
-            accuracy=validation_accuracy(weights, run.record.training, roles, "cpu"),
+            accuracy=validation_accuracy(weights, run.record.training, roles, bench.device),
             held=quality["held"],
             others=quality["others"],
             unseen=on_unseen,
@@ -164,13 +164,14 @@ def images_of(samples: Samples, subjects: Sequence[str]) -> Samples:
 
 
 def _recipe(preset: Preset) -> dict[str, Any]:
-    return {**PLAIN, "model": SISA_MODEL, "epochs_per_slice": preset.sisa_epochs}
+    return {**PLAIN, "precision": preset.precision, "model": SISA_MODEL, "epochs_per_slice": preset.sisa_epochs}
 
 
 def _private(arm: Arm, preset: Preset) -> PrivateSisa:
     """A subject in the middle of its shard is forgotten: the stages from there on are trained, and paid for, again."""
     recipe = {
         **PRIVATE,
+        "precision": preset.precision,
         "model": MODEL,
         "epochs_per_slice": preset.sisa_private_epochs,
         "dp": {"noise_multiplier": preset.sisa_noise_multiplier, "max_grad_norm": 1.0, "delta": 1e-5},

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from ray_sisa.config import RunConfig, TrainingRecipe
-from ray_sisa.engine.runner import Runner, RunnerName, device_of
+from ray_sisa.engine.runner import Runner, RunnerName
 from ray_sisa.evaluation.accuracy import accuracy
 from ray_sisa.ingest import resolve_recipe
 from ray_sisa.inversion_study.quality import of_others, qualities
@@ -37,6 +37,8 @@ class Bench:
 
     steps: Steps
     roles: Roles
+    device: str = "cpu"
+    """Where targets are asked, and attackers learn."""
     runner: RunnerName | Runner = "local"
     """Where a run trains: in the process that does the step, unless the driver of a study says otherwise."""
 
@@ -100,8 +102,8 @@ class StopAt:
         """Looks until the accuracy is passed, or training ends; the nearest of all is kept."""
         training = resolve_recipe(None, self.config, bench.roles.dataset)
         best, nearest, steps = None, float("inf"), 0
-        for step, weights in self._states(training, bench.roles):
-            reached = validation_accuracy(weights, training, bench.roles, device_of(self.config.scaling))
+        for step, weights in self._states(training, bench):
+            reached = validation_accuracy(weights, training, bench.roles, bench.device)
             if abs(reached - self.accuracy) < abs(nearest - self.accuracy):
                 best, nearest, steps = weights, reached, step
             if reached >= self.accuracy:
@@ -110,19 +112,19 @@ class StopAt:
         target = keep_target(bench.steps, self.name, training, best)
         return StoppedTarget(target=target, wanted=self.accuracy, accuracy=nearest, steps=steps)
 
-    def _states(self, training: TrainingRecipe, roles: Roles) -> Iterator[tuple[int, Weights]]:
+    def _states(self, training: TrainingRecipe, bench: Bench) -> Iterator[tuple[int, Weights]]:
         """Weights after so many steps, from those drawn at first on."""
         key = key_of(self.config)
         start = initial_state(training, key, None)
         yield 0, start
-        train = roles.dataset.train
+        train = bench.roles.dataset.train
         steps = train_stage(
             start=start,
             samples=LabelledImages(images=train.images, labels=train.labels),
             training=training,
             key=key,
             epochs=training.epochs[0],
-            device=device_of(self.config.scaling),
+            device=bench.device,
             due=self._due,
         )
         for made in steps:
@@ -149,7 +151,7 @@ class MatchNoise:
 
     def do(self, bench: Bench) -> NoisyTarget:
         """By bisection of the scale, in units of the deviation of the activations, up to 64 of them."""
-        queried = Queried.open(bench.steps, self.target, self.layer)
+        queried = Queried.open(bench.steps, self.target, self.layer, device=bench.device)
         test = bench.roles.dataset.test
         assert test is not None  # made with the roles
         clean = queried.activations(test.images)
@@ -183,7 +185,7 @@ class Attack:
     def do(self, bench: Bench) -> Attacked:
         """The device part is asked, and nothing else."""
         began = time.perf_counter()
-        queried = Queried.open(bench.steps, self.target, self.layer, self.noise)
+        queried = Queried.open(bench.steps, self.target, self.layer, self.noise, bench.device)
         made = queried.attack(bench.roles.public, self.attacker)
         public, victims = (made.reconstruct(s.images) for s in (bench.roles.public, bench.roles.victims))
         return Attacked(
@@ -212,7 +214,7 @@ class WhiteBox:
     def do(self, bench: Bench) -> Attacked:
         """He et al. 2019, with total variation."""
         began = time.perf_counter()
-        queried = Queried.open(bench.steps, self.target, self.layer)
+        queried = Queried.open(bench.steps, self.target, self.layer, device=bench.device)
         rows = np.flatnonzero(~bench.roles.seen)
         rows = rows[np.linspace(0, len(rows) - 1, min(self.num_images, len(rows))).round().astype(np.int64)]
         victims = bench.roles.victims.take(rows)

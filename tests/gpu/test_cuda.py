@@ -21,7 +21,7 @@ pytestmark = pytest.mark.gpu
 FORGET_EVERY = 97
 
 
-def create(folder: Path, dataset: Dataset, precision: str, gpus: int = 1) -> Run:
+def create(folder: Path, dataset: Dataset, precision: str, gpus: int = 1, **recipe: object) -> Run:
     config = make_config(
         {
             "name": "cuda",
@@ -37,6 +37,7 @@ def create(folder: Path, dataset: Dataset, precision: str, gpus: int = 1) -> Run
                 "input_size": 16,
                 "upsampling": "bilinear",
                 "precision": precision,
+                **recipe,
             },
             "scaling": {"resources_per_worker": {"CPU": 1, "GPU": gpus}},
         }
@@ -44,20 +45,25 @@ def create(folder: Path, dataset: Dataset, precision: str, gpus: int = 1) -> Run
     return Run.create(config, dataset)
 
 
+PRIVATE = {"dp": {"noise_multiplier": 1.0}, "batch_size": 16}
+NOPEEK = {"nopeek": {"layer": "layer2", "weight": 0.5}}
+
+
+@pytest.mark.parametrize("recipe", [{}, PRIVATE, NOPEEK], ids=["plain", "private", "nopeek"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_unlearned_is_never_trained_bit_for_bit(tmp_path: Path, precision: str) -> None:
+def test_unlearned_is_never_trained_bit_for_bit(tmp_path: Path, precision: str, recipe: dict[str, object]) -> None:
     everything = data.load(make_config_data())
     ids = everything.train.ids.to_pylist()
     forget = ids[::FORGET_EVERY]
     kept = everything.train.select(set(ids) - set(forget))
     without = Dataset(train=kept, test=everything.test, num_classes=10, mean=everything.mean, std=everything.std)
-    run = create(tmp_path / "unlearned", everything, precision)
+    run = create(tmp_path / "unlearned", everything, precision, **recipe)
     before = run.train(runner="local")
-    again = create(tmp_path / "again", everything, precision).train(runner="local")
+    again = create(tmp_path / "again", everything, precision, **recipe).train(runner="local")
     assert before.ensemble_digest == again.ensemble_digest
     run.forget(samples=forget)
     after = run.unlearn(runner="local")
-    never = create(tmp_path / "never", without, precision).train(runner="local")
+    never = create(tmp_path / "never", without, precision, **recipe).train(runner="local")
     assert after.ensemble_digest == never.ensemble_digest != before.ensemble_digest
     assert run.verify(runner="local").ok
     assert {stage.environment.device for stage in run.stages()} == {"cuda"}

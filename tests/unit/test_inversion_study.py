@@ -84,7 +84,7 @@ def test_the_recipes_of_every_preset_are_valid(name: str) -> None:
     preset = PRESETS[name]
     recipes = [_plain(preset, "split_convnet"), plain_recipe(preset)]
     recipes += [nopeek_recipe(preset, weight) for weight in preset.nopeek]
-    for noise in preset.noise_multipliers:
+    for noise in (*preset.noise_multipliers, *preset.honest_noise_multipliers):
         recipes += [_private(preset, noise), private_recipe(preset, noise)]
     for recipe in recipes:
         content = {

@@ -40,6 +40,8 @@ PASSED_ON = {
     ("ids.py", AS_TEXT): {"id", "reason", "key"},
     ("census.py", "RequestError"): {"unknown ids", "forget"},
     ("cli.py", "RequestError"): {"--shards"},
+    ("inverting.py", "DataError"): {"public", "victims"},
+    ("evaluation/inversion.py", "DataError"): {"reconstructed", "mean_image"},
 }
 WITHIN_A_CHECK = ("findings.py", "StoreError")  # becomes a finding, and is never met as an error
 
@@ -178,6 +180,7 @@ def test_each_warning_is_told() -> None:
 
 def test_each_command_is_told_and_no_other() -> None:
     commands = {command.name or command.callback.__name__ for command in app.registered_commands}
+    commands |= {group.name for group in app.registered_groups}
     assert set(re.findall(r"ray-sisa ([a-z]+)", PAGE)) == commands
 
 

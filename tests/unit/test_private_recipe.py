@@ -104,6 +104,8 @@ def test_a_plan_needs_no_sizes(tmp_path: Path) -> None:
 
     dp = {"noise_multiplier": None, "target_epsilon": 3.0}
     assert plan_config(config(tmp_path, dp)).sample_passes > 0
+    assert private_recipe.noise_multiplier(config(tmp_path, dp), None, (1, 1)) is None
+    assert private_recipe.noise_multiplier(config(tmp_path), None, (1, 1)) == 1.0
 
 
 def test_a_seed_that_can_be_guessed_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from ray_sisa import planning, spending
 from ray_sisa.check import Checked, check
 from ray_sisa.cli import app
+from ray_sisa.config import DpConfig
 from ray_sisa.errors import StoreError
 from ray_sisa.layout import SPENT, charges, numbered
 from ray_sisa.privacy import epsilon, stage_mechanism
@@ -162,8 +163,12 @@ def test_a_run_without_differential_privacy_keeps_no_charges(tmp_path: Path) -> 
 
 
 def test_a_delta_that_says_nothing_makes_the_figure_no_guarantee(tmp_path: Path) -> None:
-    run = make_run(tmp_path, PRIVATE_MLP | {"dp": {"noise_multiplier": 1.0, "delta": 0.01}})
-    found = spent_by(run)
+    """Such a run is refused when it is created; one that another version made says what its figure is worth."""
+    run = make_run(tmp_path)
+    dp = DpConfig(noise_multiplier=1.0, delta=0.01)
+    recipe = run.record.training.recipe.model_copy(update={"dp": dp})
+    training = run.record.training.model_copy(update={"recipe": recipe})
+    found = spent_by(Run(run.store, run.record.model_copy(update={"training": training})))
     assert len(found.doubts) == 1
     assert "NO GUARANTEE: delta 0.01 is not below 1 / samples, 240 of them" in found.label
 
