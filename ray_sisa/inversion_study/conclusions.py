@@ -124,7 +124,9 @@ def shares(record: InversionRecord) -> str:
             f"ones, networks stopped at their accuracy have {enumerated(parts)}."
         )
     if none:
-        said.append(f"At noise multiplier {enumerated(none)}, private networks leak no less than that one.")
+        said.append(
+            f"At noise multiplier {enumerated(none)}, private networks leak no less than the fully trained one without."
+        )
     return " ".join(said)
 
 

@@ -92,7 +92,7 @@ def test_what_stopping_early_explains_is_said() -> None:
     assert "without privacy (0.302) to private ones, networks stopped at their accuracy have 75.2" in said
     assert "and 100.0" in said
     said = conclusions.shares(make_record((0.2,)))
-    assert said == "At noise multiplier 0.7, private networks leak no less than that one."
+    assert said == "At noise multiplier 0.7, private networks leak no less than the fully trained one without."
 
 
 def test_networks_of_other_accuracy_are_not_compared() -> None:
