@@ -65,7 +65,7 @@ ANSWERS: dict[Verdict, str] = {
 
 def verdict(record: InversionRecord) -> tuple[str, ...]:
     """The whole study in a few sentences, what matters most first."""
-    said = (answer, controls, equality, telling, flattery, defences, other_attackers, forgetting, spending)
+    said = (answer, shares, controls, equality, telling, flattery, defences, other_attackers, forgetting, spending)
     return tuple(sentence for say in said if (sentence := say(record)))
 
 
@@ -92,7 +92,7 @@ def _said_of(found: tuple[Pair, Verdict]) -> str:
     return (
         f"At noise multiplier {pair.noise_multiplier:g}, {R2} on unseen victims is {number(pair.r2)} against "
         f"{number(pair.other_r2)} of the network stopped at its accuracy; difference "
-        f"{difference_text(pair.difference)}: {told(pair, verdict)}."
+        f"{difference_text(pair.difference)}, negative under {signs(pair)} seeds: {told(pair, verdict)}."
     )
 
 
@@ -101,12 +101,33 @@ def told(pair: Pair, verdict: Verdict) -> str:
     if verdict != "untold":
         return VERDICTS[verdict]
     why = "seeds disagree" if sign(pair.difference) != "untold" else "the interval contains zero"
-    return why if pair.difference.low is None else f"{VERDICTS[verdict]}, {why}"
+    return f"{VERDICTS[verdict]}, {'there is no interval' if pair.difference.low is None else why}"
 
 
 def signs(pair: Pair) -> str:
     """Under how many seeds the first of a pair leaks less."""
     return f"{sum(value < 0 for value in pair.by_seed)} of {len(pair.by_seed)}"
+
+
+def shares(record: InversionRecord) -> str:
+    """How much of what private networks leak less than a fully trained one, stopped networks leak less as well."""
+    plain = row(rows(record.honest, attackers(record.honest)[0]), PLAIN)
+    found = plain.spread("r2") if plain else None
+    assert found is not None  # the network without privacy is always attacked
+    falls = [(pair, found.mean - pair.r2) for pair, _ in verdicts(record.honest, PRIVATE, STOPPED)]
+    parts = [f"{percent((found.mean - p.other_r2) / fall)} at {p.noise_multiplier:g}" for p, fall in falls if fall > 0]
+    none = [f"{pair.noise_multiplier:g}" for pair, fall in falls if fall <= 0]
+    said = []
+    if parts:
+        said.append(
+            f"Of the fall of {R2} from the fully trained network without privacy ({number(found.mean)}) to private "
+            f"ones, networks stopped at their accuracy have {enumerated(parts)}."
+        )
+    if none:
+        said.append(
+            f"At noise multiplier {enumerated(none)}, private networks leak no less than the fully trained one without."
+        )
+    return " ".join(said)
 
 
 def controls(record: InversionRecord) -> str:
@@ -117,7 +138,7 @@ def controls(record: InversionRecord) -> str:
         (NOISY, STOPPED, "Noise on the activations, beside stopping early"),
     ):
         found = verdicts(record.honest, one, other)
-        parts = [f"{told(p, v)} at {p.noise_multiplier:g} ({signed(p.difference.value)})" for p, v in found]
+        parts = [f"{VERDICTS[v]} at {p.noise_multiplier:g} ({signed(p.difference.value)})" for p, v in found]
         said.append(f"{names} and at the same accuracy: {enumerated(parts)}.")
     return " ".join(said)
 

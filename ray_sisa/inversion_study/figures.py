@@ -11,7 +11,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
 from ray_sisa.charts import FAINT, INK, MUTED, STYLE, TEST, TRAIN
 from ray_sisa.evaluation.inversion import Estimate
@@ -201,8 +201,9 @@ def _draw_attackers(axis: Axes, arm: Faithful) -> None:
     axis.set_title(f"attacker, {arm.side} pixels a side")
     axis.set_ylabel("error on its own images")
     axis.set_yscale("log")
-    for which in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-        which(StrMethodFormatter("{x:g}"))
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     _by_epoch(axis)
 
 

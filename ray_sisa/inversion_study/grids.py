@@ -34,7 +34,8 @@ from ray_sisa.split_convnet import WIDTH
 DPI = 100
 GAP = 2  # pixels between images
 APART = 10  # pixels between unseen victims and seen ones
-LABELS, TOP = 3.7, 0.35  # inches
+LABELS, TOP = 5.4, 0.45  # inches
+TEXT_SIZE = 15  # pictures are wide, and shown smaller than they are
 PAPER = 255
 LEAST_SIDE = 70  # smaller images are drawn larger
 
@@ -92,11 +93,11 @@ def draw_grid(shown: Sequence[GridRow], num_unseen: int) -> Figure:
         axis.imshow(sheet, cmap="gray", vmin=0, vmax=PAPER, interpolation="nearest", aspect="auto")
         axis.set_yticks(middles, [name for name, _ in shown], color=INK)
         axis.set_xticks([])
-        axis.tick_params(length=0)
+        axis.tick_params(length=0, labelsize=TEXT_SIZE)
         axis.spines[:].set_visible(False)
-        for (start, end), name in zip(ends, ("unseen victims", "the attacker trained on these"), strict=False):
+        for (start, end), name in zip(ends, ("unseen victims", "seen victims"), strict=False):
             if end > start:
-                axis.text(start, -zoom, name, color=MUTED, va="bottom", ha="left")
+                axis.text(start, -zoom, name, color=MUTED, va="bottom", ha="left", fontsize=TEXT_SIZE)
         return figure
 
 

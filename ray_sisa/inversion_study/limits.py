@@ -20,8 +20,8 @@ def limits(record: InversionRecord) -> tuple[str, ...]:
         "One data set: strokes on white paper, many of each kind. Photographs and faces are not like that.",
         *_resolution(record),
         "The faithful arm was trained once, as the original was; the honest arm under "
-        f"{counted(len(honest.seeds), 'seed')}. Attackers other than the first were tried under one seed, SISA under "
-        "one.",
+        f"{counted(len(honest.seeds), 'seed')}. Attackers other than the first were tried on some targets of one seed; "
+        "SISA was trained under one.",
         "Controls are as accurate as private networks, not trained alike: DP-SGD has "
         f"{counted(preset.private_epochs, 'epoch')} at a rate of {PRIVATE['optimizer']['lr']:g}, networks without it "
         f"at most {preset.epochs} at {PLAIN['optimizer']['lr']:g}. What is seen at equal accuracy may be the doing of "

@@ -69,7 +69,7 @@ def test_the_answer_follows_the_pairs(gaps: Sequence[float], said: str) -> None:
 def test_the_answer_has_its_numbers() -> None:
     said = conclusions.answer(make_record((-0.05,)))
     assert "At noise multiplier 0.7, R² on unseen victims is 0.100 against 0.150" in said
-    assert "difference -0.050 (-0.060 to -0.040): leaks less." in said
+    assert "difference -0.050 (-0.060 to -0.040), negative under 3 of 3 seeds: leaks less." in said
 
 
 def test_what_is_told_needs_interval_and_every_seed() -> None:
@@ -80,8 +80,19 @@ def test_what_is_told_needs_interval_and_every_seed() -> None:
     wide = replace(pair, difference=Estimate(value=-0.05, low=-0.2, high=0.1))
     assert judge(wide) == "untold"
     assert "the interval contains zero" in conclusions.told(wide, "untold")
-    assert judge(replace(pair, difference=Estimate(value=-0.05, low=None, high=None))) == "untold"
+    without = replace(pair, difference=Estimate(value=-0.05, low=None, high=None))
+    assert judge(without) == "untold"
+    assert "there is no interval" in conclusions.told(without, "untold")
     assert judge(make_pair(0.5, "private", "stopped", 0.05)) == "more"
+
+
+def test_what_stopping_early_explains_is_said() -> None:
+    said = conclusions.shares(make_record((-0.05, 0.0)))
+    # From 0.302 to 0.10 and 0.15; the stopped networks have 0.15.
+    assert "without privacy (0.302) to private ones, networks stopped at their accuracy have 75.2" in said
+    assert "and 100.0" in said
+    said = conclusions.shares(make_record((0.2,)))
+    assert said == "At noise multiplier 0.7, private networks leak no less than the fully trained one without."
 
 
 def test_networks_of_other_accuracy_are_not_compared() -> None:
