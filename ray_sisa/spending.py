@@ -23,7 +23,7 @@ UNIT = "one sample; of a subject with k samples it is k times epsilon, at delta 
 ADJACENCY = "one sample added or removed, all others placed as they are; how many samples a stage has is public"
 SAMPLER = "Poisson: each sample is in each batch with the sampling rate, independently"
 SECRETS = {
-    "reproducible": "the noise follows from the seed of the recipe and the stage key: it holds against those who have no seed",
+    "reproducible": "the noise follows from seed and stage key: it holds against those who do not know the seed",
     "secure": "the noise came from the operating system and was not kept",
 }
 NOT_COVERED = (
