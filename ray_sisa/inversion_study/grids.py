@@ -95,7 +95,7 @@ def draw_grid(shown: Sequence[GridRow], num_unseen: int) -> Figure:
         axis.set_xticks([])
         axis.tick_params(length=0, labelsize=TEXT_SIZE)
         axis.spines[:].set_visible(False)
-        for (start, end), name in zip(ends, ("unseen victims", "seen victims"), strict=False):
+        for (start, end), name in zip(ends, ("unseen victims", "seen by the attacker"), strict=False):
             if end > start:
                 axis.text(start, -zoom, name, color=MUTED, va="bottom", ha="left", fontsize=TEXT_SIZE)
         return figure
