@@ -260,7 +260,9 @@ def attack(plan: Plan, target: Target) -> Generator[AttackEpoch, None, _Answer]:
 def _train(plan: Plan, asked: _Asked) -> Generator[AttackEpoch, None, _Trained]:
     """The attacker of a plan; one without epochs tells when it has learned."""
     if isinstance(plan.decoder, KernelConfig):
-        fitted = fit_kernel(asked.query, plan.public, plan.public_clusters, seed=plan.decoder.seed)
+        fitted = fit_kernel(
+            asked.query, plan.public, plan.public_clusters, seed=plan.decoder.seed, fresh=plan.noise is not None
+        )
         yield AttackEpoch(epoch=1, epochs=1, mse=fitted.mse)
         return _Trained(decode=fitted.predict, mse=fitted.mse)
     noisy = plan.noise is not None

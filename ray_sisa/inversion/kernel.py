@@ -22,6 +22,7 @@ ALPHAS = (0.1, 1.0, 10.0, 100.0)
 """Of the ridge."""
 FOLDS = 3
 MOST_IMAGES = 8000  # the kernel has a number for each pair
+MOST_TIMES = 2  # that each public image is asked about where answers differ
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,14 +51,17 @@ class KernelAttacker:
     predict: Callable[[np.ndarray], np.ndarray]
 
 
-def fit_kernel(query: Query, images: np.ndarray, clusters: np.ndarray, *, seed: int = 0) -> KernelAttacker:
+def fit_kernel(
+    query: Query, images: np.ndarray, clusters: np.ndarray, *, seed: int = 0, fresh: bool = False
+) -> KernelAttacker:
     """Fits an attacker; kernel and ridge are those that reconstruct public images of other clusters best.
 
     Args:
-        query: asked once for the activations of the public images.
+        query: asked for the activations of the public images.
         images: public ones, uint8 [N, H, W, C]; of more than `MOST_IMAGES` so many are drawn.
         clusters: [N], such as characters: those of one cluster are left out together.
         seed: of that draw.
+        fresh: whether the same image gives other activations each time, so that it pays to ask again.
 
     Raises:
         DataError: images that are none, too few clusters, or answers that are not one finite float32 row an image.
@@ -67,7 +71,9 @@ def fit_kernel(query: Query, images: np.ndarray, clusters: np.ndarray, *, seed: 
     if len(images) > MOST_IMAGES:
         rows = np.sort(np.random.default_rng(seed).permutation(len(images))[:MOST_IMAGES])
         images, clusters = images[rows], clusters[rows]
-    answers = ask(query, images)
+    times = min(MOST_TIMES, MOST_IMAGES // len(images)) if fresh else 1
+    answers = np.concatenate([ask(query, images) for _ in range(times)])
+    images, clusters = np.concatenate([images] * times), np.concatenate([clusters] * times)
     scale = _Scale.of(answers)
     features, shape = scale(answers), images.shape[1:]
     pixels = images.reshape(len(images), -1).astype(np.float64) / 255

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ray_sisa.composition import epsilon_2020
+from ray_sisa.composition import epsilon_2020, gaussian
 from ray_sisa.inversion_study import original
 from ray_sisa.inversion_study.original import BATCH, DELTA
 from ray_sisa.inversion_study.results import Accounting
@@ -13,7 +13,8 @@ from ray_sisa.privacy import Claim, check_statement
 
 CLAIMED, DRAWN_FROM = original.NUM_CLAIMED, original.NUM_DRAWN_FROM
 STEPS = 8_240  # 20 epochs of 13,180 / 32, whose last part of a batch is a step as well
-CLAIMED_STEPS = 20 * CLAIMED // BATCH + 1  # as TensorFlow Privacy counted them
+EPOCHS = 20
+CLAIMED_STEPS = EPOCHS * CLAIMED // BATCH + 1  # as TensorFlow Privacy counted them
 BATCH_NORMALISATION = (
     "batch normalisation is in the network, so that a sample's gradient depends on the others of its batch"
 )
@@ -32,16 +33,16 @@ def _accounting(reported: original.PrivateTarget) -> Accounting:
     return Accounting(
         noise_multiplier=noise,
         reported=reported.epsilon,
-        claimed=_by_method(claimed),
-        as_run=_by_method(replace(ran, sampler="poisson")),
+        claimed=_by_method(claimed, EPOCHS),
+        as_run=_by_method(replace(ran, sampler="poisson"), ran.participations),
         refusals=(*check_statement(replace(claimed, steps=STEPS), ran), BATCH_NORMALISATION),
     )
 
 
-def _by_method(claim: Claim) -> dict[str, float]:
+def _by_method(claim: Claim, participations: int) -> dict[str, float]:
     return {
         "2020": epsilon_2020([claim.mechanism], claim.delta).epsilon,
         "rdp": claim.spent("rdp").epsilon,
         "prv": claim.spent("prv").epsilon,
-        "unamplified": replace(claim, sampler="shuffled").spent().epsilon,
+        "unamplified": gaussian([(participations, claim.noise_multiplier)], claim.delta).epsilon,
     }

@@ -75,8 +75,9 @@ class Queried:
 
     def attack(self, public: Samples, attacker: dict[str, Any]) -> Attacker:
         """An attacker that has learnt from public images: `style: kernel`, or a decoder's configuration."""
+        fresh = self.noise is not None  # where answers are noisy it pays to ask again
         if attacker["style"] == KERNEL:
-            fitted = fit_kernel(self.activations, public.images, characters(public), seed=attacker["seed"])
+            fitted = fit_kernel(self.activations, public.images, characters(public), seed=attacker["seed"], fresh=fresh)
             return Attacker(decode=fitted.predict, ask=self.activations, mse=(fitted.mse,))
         config = DecoderConfig(**{"threads": self._training.recipe.threads, **attacker})
         errors: list[float] = []
@@ -84,10 +85,7 @@ class Queried:
         def tell(epoch: AttackEpoch) -> None:
             errors.append(epoch.mse)
 
-        # Where answers are noisy it pays to ask anew in each epoch.
-        made = train_decoder(
-            self.activations, public.images, config, fresh=self.noise is not None, device=self._where, tell=tell
-        )
+        made = train_decoder(self.activations, public.images, config, fresh=fresh, device=self._where, tell=tell)
         return Attacker(decode=functools.partial(reconstruct, made), ask=self.activations, mse=tuple(errors))
 
     def with_noise(self, activations: np.ndarray, noise: str, seed: int) -> np.ndarray:

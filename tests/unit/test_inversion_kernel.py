@@ -55,6 +55,19 @@ def test_it_is_no_worse_than_the_mean_image_where_nothing_is_told() -> None:
     assert attacker.alpha == 100.0  # the strongest
 
 
+def test_noisy_answers_are_asked_for_again() -> None:
+    public, asked = drawings(60), []
+
+    def query(images: np.ndarray) -> np.ndarray:
+        asked.append(len(images))
+        return codes(images)
+
+    fit_kernel(query, public, np.arange(60) % 6, fresh=True)
+    assert asked == [60, 60]
+    fit_kernel(query, public, np.arange(60) % 6)
+    assert asked == [60, 60, 60]
+
+
 def test_the_same_images_give_the_same_attacker() -> None:
     public, victims = drawings(200), drawings(50, seed=1)
     one, other = (fit_kernel(codes, public, np.arange(200) % 10).predict(codes(victims)) for _ in range(2))

@@ -33,6 +33,8 @@ def test_the_originals_epsilons_are_found_again() -> None:
     assert ran[0.7] == pytest.approx([4.64, 3.94, 3.35], abs=0.015)
     assert ran[0.5] == pytest.approx([14.24, 13.00, 11.33], abs=0.03)
     assert ran[0.3] == pytest.approx([96.24, 93.69, 84.67], abs=0.2)
+    unamplified = [(found.claimed["unamplified"], found.as_run["unamplified"]) for found in by_noise.values()]
+    assert unamplified == [pytest.approx(pair, abs=0.1) for pair in ((46.9, 53.6), (77.3, 89.0), (173.8, 202.1))]
     for found in by_noise.values():
         assert found.reported == pytest.approx(found.claimed["2020"], abs=0.05)
         assert found.as_run["unamplified"] > found.as_run["2020"]
