@@ -254,9 +254,7 @@ def test_stage_keys_alone_tell_neither_masks_nor_crops(
 
     def digest(**own: Any) -> str:
         training = make_private(**recipe, **own)
-        return digest_tensors(
-            to_end(train_stage(start=start, samples=data, training=training, key="key", epochs=1))
-        )
+        return digest_tensors(to_end(train_stage(start=start, samples=data, training=training, key="key", epochs=1)))
 
     assert digest(seed=1) == digest(seed=1)
     assert len({digest(seed=1), digest(seed=2), digest(dp={"noise": "secure"}), digest(dp={"noise": "secure"})}) == 4

@@ -113,8 +113,8 @@ def test_another_attempt_is_charged_where_its_noise_is_new(
 ) -> None:
     run = make_run(tmp_path, recipe)
     stage = run.live.chains(run.ledger())[0].stages[0]
-    for resumes, count in ((False, 1), (True, 1), (False, again)):
-        charge(run.store, stage, run.record.training, resumes=resumes)
+    for count in (1, again):
+        charge(run.store, stage, run.record.training)
         assert run.store.numbers(charges(stage.key)) == list(range(1, count + 1))
     assert len(read_charges(run.store)) == again
 
@@ -132,7 +132,7 @@ def test_two_workers_with_one_stage_and_secure_noise_are_charged_twice(
         return create(path, data)
 
     monkeypatch.setattr(run.store, "create", be_late)
-    charge(run.store, stage, run.record.training, resumes=False)
+    charge(run.store, stage, run.record.training)
     assert run.store.numbers(charges(stage.key)) == [1, 2]
 
 
