@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from ray_sisa.augment import Batches
 from ray_sisa.config import TrainingRecipe
-from ray_sisa.digests import derive_seed
 from ray_sisa.privacy import stage_mechanism
 from ray_sisa.snapshot import Live
 
@@ -54,6 +53,15 @@ def source_of(training: TrainingRecipe, key: str) -> Source:
         return lambda purpose, count: os.urandom(count)
     start = f"{training.recipe.seed}/{key}/"
     return lambda purpose, count: hashlib.shake_256(f"{start}{purpose}".encode()).digest(count)
+
+
+def seed_of(training: TrainingRecipe, key: str, purpose: str) -> int:
+    """A 63-bit seed for draws that go by the place in a batch: dropout and augmentation.
+
+    From where the noise comes from, since one sample more shifts the draws of all behind it: to whoever knew them, sums
+    of clipped gradients would differ by more than one gradient.
+    """
+    return int.from_bytes(source_of(training, key)(purpose, 8), "big") >> 1
 
 
 def uniforms(data: bytes, device: str = "cpu") -> Tensor:
@@ -96,7 +104,8 @@ class PoissonBatches(Batches):
         for step in range(first, self._steps):
             data = source(f"batch-{number}-{step}", 8 * len(self._labels))
             rows = (uniforms(data) < self._rate).nonzero()[:, 0]
-            draws = self._draws(rows, torch.Generator().manual_seed(derive_seed(key, f"augment-{number}-{step}")))
+            seed = seed_of(self._training, key, f"augment-{number}-{step}")
+            draws = self._draws(rows, torch.Generator().manual_seed(seed))
             images = self._read(draws.order, draws, slice(None))
             yield self._normalise(images) if len(rows) else images.float(), self._labels[draws.order]
 

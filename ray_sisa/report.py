@@ -342,6 +342,8 @@ def _day(moment: str) -> str:
 def _configuration(run: Run) -> str:
     content = run.record.config.model_dump(mode="json")
     content["placement"]["key"] = SECRET  # who knows it can tell where a subject lies
+    if run.record.config.recipe.dp:
+        content["recipe"]["seed"] = SECRET  # who knows it can take reproducible noise off
     text: str = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=88)
     return text
 

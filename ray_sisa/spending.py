@@ -117,11 +117,12 @@ class PrivacySpent:
         return f"{times} trainings of stages charged, each with n {samples}, q {rates}, steps {steps}"
 
 
-def charge(store: Store, stage: Stage, training: TrainingRecipe, *, resumes: bool) -> None:
+def charge(store: Store, stage: Stage, training: TrainingRecipe) -> None:
     """Records what training a stage spends, where the recipe has differential privacy; to be called before.
 
     With reproducible noise the same stage draws the same noise each time, so it is charged once. With secure noise each
-    attempt is another charge, unless it goes on from a saved state.
+    attempt is another charge, also one that goes on from a saved state: a store that was restored from a backup cannot
+    tell whether that state was gone on from before, and another model released.
 
     A crash right after it leaves a charge for nothing, which is safe.
     """
@@ -129,7 +130,7 @@ def charge(store: Store, stage: Stage, training: TrainingRecipe, *, resumes: boo
     if dp is None:
         return
     numbers = store.numbers(charges(stage.key))
-    if numbers and (resumes or dp.noise == "reproducible"):
+    if numbers and dp.noise == "reproducible":
         return
     record = _charge(stage, training, dp, max(numbers, default=0) + 1)
     # Of two workers with one stage, each draws secure noise of its own; reproducible noise is the same.

@@ -75,7 +75,7 @@ def train_stage(
         start: weights of the parent stage.
         samples: live samples of slices 1..r, in the order of slice and id.
         training: the recipe.
-        key: key of the stage; all its randomness comes from it.
+        key: key of the stage; all its randomness comes from it, with `dp` from the recipe's seed as well.
         epochs: passes over the samples.
         device: `cpu` or a CUDA device.
         test: measured after the last epoch, if given; changes no weights.
@@ -103,7 +103,7 @@ def train_stage(
             first = at.batch if epoch == at.epoch else 0
             if first == 0:
                 # For dropout and the like; each epoch anew, since whoever takes the metrics may draw in between.
-                torch.manual_seed(derive_seed(key, f"network-{epoch}"))
+                torch.manual_seed(_seed(training, key, f"network-{epoch}"))
                 live.totals.zero_()
             if due is not None and epoch > at.epoch:
                 yield from live.pause(due, place(epoch=epoch, batch=0))
@@ -205,6 +205,14 @@ def _batches(samples: LabelledImages, training: TrainingRecipe, device: str) -> 
     from ray_sisa.private_training import PoissonBatches  # Opacus takes seconds to import
 
     return PoissonBatches(*arrays, training, device)
+
+
+def _seed(training: TrainingRecipe, key: str, purpose: str) -> int:
+    if training.recipe.dp is None:
+        return derive_seed(key, purpose)
+    from ray_sisa.private_training import seed_of
+
+    return seed_of(training, key, purpose)
 
 
 def _taking_steps(live: Live, training: TrainingRecipe, key: str) -> Callable[[int, Tensor, Tensor], None]:

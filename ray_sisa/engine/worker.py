@@ -102,7 +102,7 @@ class _Attempt:
     ) -> Generator[WorkerEvent, None, Weights | None]:
         """Returns the weights of the stage, or None where it was not committed, as it may not be."""
         # Before the first step: a kill in between leaves a charge for nothing, and never a stage without one.
-        spending.charge(self._work.store, self._stage, self._training, resumes=self._resume is not None)
+        spending.charge(self._work.store, self._stage, self._training)
         if self._resume:
             yield self._underway("resumed", self._resume.position)
         steps = train_stage(

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from ray_sisa import printing
 from ray_sisa.cli import app
 from ray_sisa.engine.work import Event, StageUnderway
-from ray_sisa.layout import stage_record, stage_weights
+from ray_sisa.layout import charges, stage_record, stage_weights
 from ray_sisa.lineage import Chain
 from ray_sisa.report import write_report
 from ray_sisa.run import Run
@@ -159,3 +159,5 @@ def test_a_saved_state_is_gone_on_from(samples: Samples, tmp_path: Path) -> None
     run.train(runner="local", tell=events.append)
     assert [e.batch for e in events if isinstance(e, StageUnderway) and e.what == "resumed"] == [1]
     assert run.status().complete and run.verify(runner="local").ok
+    charged = [len(run.store.numbers(charges(record.key))) for record in run.stages()]
+    assert charged == [2, 1]  # nobody can tell that the state was not gone on from before, elsewhere

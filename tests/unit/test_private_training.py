@@ -226,6 +226,40 @@ def test_stage_keys_alone_do_not_tell_the_noise(make_private: Make) -> None:
     assert source_of(make_private(), "one")("noise-0-0", 32) in drawn
 
 
+def dropping_network(num_classes: int, image_shape: tuple[int, ...]) -> nn.Module:
+    """Half of what it reads is dropped."""
+    return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(16 * 16 * 3, num_classes))
+
+
+@pytest.mark.parametrize("settings", [{"model": f"{__name__}:dropping_network"}, {"augment": ["crop", "flip"]}])
+def test_stage_keys_alone_tell_neither_masks_nor_crops(
+    make_private: Make, data: LabelledImages, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Noise and batches are held fixed: what is left to differ is what was dropped or cropped."""
+    fixed = source_of(make_private(), "key")
+    step = private_training.PrivateStep.__init__
+
+    def with_fixed_noise(self: PrivateStep, live: Live, training: TrainingRecipe, key: str) -> None:
+        step(self, live, training, key)
+        self._optimizer._source = fixed
+
+    def all_rows(drawn: bytes, device: str = "cpu") -> torch.Tensor:
+        return torch.zeros(len(drawn) // 8, dtype=torch.float64)
+
+    monkeypatch.setattr(private_training.PrivateStep, "__init__", with_fixed_noise)
+    monkeypatch.setattr(private_training, "uniforms", all_rows)
+    monkeypatch.setattr(private_training, "gaussians", lambda source, purpose, like, secure: torch.zeros_like(like))
+    recipe = {"model": "small_cnn", "image_shape": (16, 16, 3)} | settings
+    start = initial_state(make_private(**recipe), "chain", None)
+
+    def digest(**own: Any) -> str:
+        training = make_private(**recipe, **own)
+        return digest_tensors(to_end(train_stage(start=start, samples=data, training=training, key="key", epochs=1)))
+
+    assert digest(seed=1) == digest(seed=1)
+    assert len({digest(seed=1), digest(seed=2), digest(dp={"noise": "secure"}), digest(dp={"noise": "secure"})}) == 4
+
+
 def test_each_sample_is_in_a_batch_by_its_own_draw(make_private: Make, random_samples: MakeSamples) -> None:
     count, size, epochs = 100, 20, 80
     samples = random_samples(count, (2,))

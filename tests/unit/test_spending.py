@@ -26,6 +26,7 @@ from ray_sisa.run import Run
 from ray_sisa.spending import PrivacySpent, account, charge, charge_of, read_charges
 
 DELTA = 1e-3
+SEED = 0x5EED << 112
 PLACES = {"shards": 2, "slices": 2}
 SECURE = PRIVATE_MLP | {"dp": {"noise_multiplier": 1.0, "delta": DELTA, "noise": "secure"}}
 
@@ -112,8 +113,8 @@ def test_another_attempt_is_charged_where_its_noise_is_new(
 ) -> None:
     run = make_run(tmp_path, recipe)
     stage = run.live.chains(run.ledger())[0].stages[0]
-    for resumes, count in ((False, 1), (True, 1), (False, again)):
-        charge(run.store, stage, run.record.training, resumes=resumes)
+    for count in (1, again):
+        charge(run.store, stage, run.record.training)
         assert run.store.numbers(charges(stage.key)) == list(range(1, count + 1))
     assert len(read_charges(run.store)) == again
 
@@ -131,7 +132,7 @@ def test_two_workers_with_one_stage_and_secure_noise_are_charged_twice(
         return create(path, data)
 
     monkeypatch.setattr(run.store, "create", be_late)
-    charge(run.store, stage, run.record.training, resumes=False)
+    charge(run.store, stage, run.record.training)
     assert run.store.numbers(charges(stage.key)) == [1, 2]
 
 
@@ -267,6 +268,20 @@ def test_the_report_tells_it(run: Run, tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Privacy spent" in page
     assert f"<strong>{spent_by(run).epsilon:.2f}</strong>" in page
+
+
+@pytest.mark.parametrize("recipe", [PRIVATE_MLP, SECURE, MLP], ids=["reproducible", "secure", "none"])
+def test_nothing_that_is_handed_out_tells_the_seed_of_a_private_run(recipe: dict[str, object], tmp_path: Path) -> None:
+    run = make_run(tmp_path, recipe | {"seed": SEED})
+    run.train(runner="local")
+    write_report(run, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert (str(SEED) in page) == ("dp" not in recipe)
+    for command in ("status", "plan", "check"):
+        for option in ([], ["--json"]):
+            told = CliRunner().invoke(app, [command, run.store.uri, *option])
+            assert told.exit_code == 0
+            assert str(SEED) not in told.output
 
 
 def test_others_are_told_as_before(tmp_path: Path) -> None:
