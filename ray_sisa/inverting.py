@@ -37,7 +37,7 @@ from ray_sisa.layout import RUN, UNREACHABLE, report
 from ray_sisa.records import Constituent, Head, RunRecord
 from ray_sisa.samples import Samples
 from ray_sisa.slices import read_test
-from ray_sisa.splitting import ActivationNoise, NoisyDevice, split
+from ray_sisa.splitting import ActivationNoise, NoisyDevice, check_parts, split
 from ray_sisa.stages import load_stage
 from ray_sisa.store import Store
 from ray_sisa.training import Weights, initial_state, load_network, reproducible, to_tensor
@@ -47,6 +47,7 @@ AttackerConfig = DecoderConfig | KernelConfig
 RANDOM = "random weights"
 _AT_ONCE = 256  # images asked about together
 _SHOWN = 12  # victims in a picture
+_TRIED = 3  # images of noise that both parts of a network are tried on
 
 logger = logging.getLogger(__name__)
 
@@ -218,12 +219,15 @@ def check(training: TrainingRecipe, layer: str) -> None:
     """Passes if networks of a recipe can be attacked at a layer.
 
     Raises:
-        ConfigError: they read features, or cannot be cut there.
+        ConfigError: they read features, cannot be cut there, or do something else in two parts than in one.
     """
     if training.is_frozen or len(training.image_shape) != 3:
         rule = "has networks that read features, and no image can be told from those by this attack"
         raise ConfigError("inversion", training.recipe.model, rule, "Attack a run that trains on images, as a whole")
-    _cut(training, initial_state(training, "check", None), layer, None, "cpu")
+    noise = torch.randint(256, (_TRIED, *training.image_shape), generator=torch.Generator().manual_seed(0))
+    with reproducible(training, "cpu"):
+        model = load_network(training, initial_state(training, "check", None), "cpu").eval()
+        check_parts(model, layer, Normalise(training, "cpu")(noise.to(torch.uint8)))
 
 
 def attack(plan: Plan, target: Target) -> Generator[AttackEpoch, None, _Answer]:

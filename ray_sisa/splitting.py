@@ -7,9 +7,10 @@ here. Nothing here trains, attacks or opens a store.
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
@@ -88,7 +89,9 @@ def split(
     """The device part, up to and with a layer, and the server part: what follows it.
 
     Both are copies in evaluation mode, where `server(device(images))` is `model(images)` in every bit unless there is
-    noise. The server part has no way to the images but what the device part returns.
+    noise. The server part has no way to the images but what the device part returns. Not so for a network that writes
+    in place through a view, or whose activations have something else than images in their first dimension and that
+    counts its images later: see `check_parts`.
 
     Args:
         model: any network that `torch.fx` can trace.
@@ -116,6 +119,29 @@ def split(
     device: nn.Module = fx.GraphModule(model, _device_graph(trace.graph, cut)).eval()
     server = fx.GraphModule(model, _server_graph(trace.graph, cut, after)).eval()
     return device if noise is None else NoisyDevice(device, noise, seed).eval(), server
+
+
+@torch.no_grad()
+def check_parts(model: nn.Module, layer: str, inputs: Tensor) -> None:
+    """Passes if the two parts of a network together give the same bits as the whole, which `split` does not try.
+
+    Args:
+        model: in evaluation mode.
+        layer: where it is cut.
+        inputs: what it reads, [B, ...].
+
+    Raises:
+        ConfigError: they do not, an error is raised, or what `split` raises.
+    """
+    device, server = split(model, layer)
+    try:
+        same = torch.equal(server(device(inputs.clone())), model(inputs.clone()))
+        problem = "give something else than the whole network"
+    except Exception as error:  # the network's own code, which may raise anything
+        same, problem = False, f"fail: {type(error).__name__}: {error}"
+    if not same:
+        remedy = "Cut it at another layer, or write the network without changes in place"
+        raise ConfigError("layer", layer, f"cuts a network whose two parts, one after the other, {problem}", remedy)
 
 
 def layers(model: nn.Module) -> list[str]:
@@ -166,7 +192,46 @@ def _trace(model: nn.Module, leaf: str | None = None) -> _Trace:
         rule = f"cannot be traced by torch.fx, so it cannot be cut: {type(error).__name__}: {error}"
         remedy = "Use a network without branches that depend on the values of tensors"
         raise ConfigError("recipe.model", type(model).__name__, rule, remedy) from error
+    _follow_writes(model, graph)
     return _Trace(graph=graph, outputs=tracer.outputs)
+
+
+def _follow_writes(model: nn.Module, graph: fx.Graph) -> None:
+    """Lets what reads a tensor after a call that writes over it read what that call returns, which is the same.
+
+    Else nothing would seem to need a call such as `x.clamp_(min=0)` on a line of its own.
+    """
+    at = {node: position for position, node in enumerate(graph.nodes)}
+    for node in at:
+        written = _written(model, node)
+        if written is not None:
+            written.replace_all_uses_with(node, delete_user_cb=functools.partial(_is_after, at, node))
+
+
+def _is_after(at: Mapping[fx.Node, int], node: fx.Node, other: fx.Node) -> bool:
+    return at[other] > at[node]
+
+
+def _written(model: nn.Module, node: fx.Node) -> fx.Node | None:
+    """What a call writes over, and returns."""
+    given = node.args[0] if node.args else node.kwargs.get("input")
+    return given if isinstance(given, fx.Node) and _writes(model, node) else None
+
+
+def _writes(model: nn.Module, node: fx.Node) -> bool:
+    """Whether it is `x.relu_()`, `torch.relu_(x)`, `relu(x, inplace=True)`, or a layer of PyTorch's that does so."""
+    if node.op == "call_module":
+        module = model.get_submodule(str(node.target))
+        return type(module).__module__.startswith("torch.nn.") and bool(getattr(module, "inplace", False))
+    if node.op == "call_method":
+        return _ends_in_place(str(node.target))
+    if node.op != "call_function" or getattr(node.target, "__module__", "") == operator.and_.__module__:
+        return False  # `operator.and_` is named so for another reason
+    return bool(node.kwargs.get("inplace")) or _ends_in_place(getattr(node.target, "__name__", ""))
+
+
+def _ends_in_place(name: str) -> bool:
+    return name.endswith("_") and not name.endswith("__")
 
 
 def _after(graph: fx.Graph, cut: fx.Node) -> set[fx.Node] | None:
@@ -186,13 +251,21 @@ def _after(graph: fx.Graph, cut: fx.Node) -> set[fx.Node] | None:
 
 
 def _is_batch_size(node: fx.Node) -> bool:
-    """Whether it is `t.size(0)` or `t.shape[0]`: the same of everything in a network, so that of the cut will do."""
+    """Whether it is `images.size(0)` or `images.shape[0]`, for which the size of the cut will do.
+
+    That of another tensor will not: it may be a parameter, or have its dimensions in another order.
+    """
     if node.op == "call_method":
-        return node.target == "size" and node.args[1:] == (0,)
+        return node.target == "size" and node.args[1:] == (0,) and _is_input(node.args[0])
     if node.op != "call_function" or node.target is not operator.getitem or node.args[1] != 0:
         return False
     shape = node.args[0]
-    return isinstance(shape, fx.Node) and shape.target is getattr and shape.args[1:] == ("shape",)
+    is_shape = isinstance(shape, fx.Node) and shape.target is getattr and shape.args[1:] == ("shape",)
+    return is_shape and _is_input(cast(fx.Node, shape).args[0])
+
+
+def _is_input(value: object) -> bool:
+    return isinstance(value, fx.Node) and value.op == "placeholder"
 
 
 def _device_graph(graph: fx.Graph, cut: fx.Node) -> fx.Graph:

@@ -11,13 +11,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from small_runs import COLUMNS, dataset, digits, frozen_recipe, small_config, write_parquet
+from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
 from ray_sisa.cli import app
 from ray_sisa.config import RunConfig
-from ray_sisa.errors import DataError
+from ray_sisa.errors import ConfigError, DataError
 from ray_sisa.inversion.attack import AttackEpoch, DecoderConfig
 from ray_sisa.inversion.kernel import KernelConfig
+from ray_sisa.inverting import check
 from ray_sisa.progress import attack_progress
 from ray_sisa.run import Run
 from ray_sisa.samples import Samples, concatenate
@@ -278,6 +280,31 @@ def test_networks_on_features_are_refused(tmp_path: Path) -> None:
     public = write_parquet(tmp_path / "public.parquet", PUBLIC)
     error = refusal(frozen.store.uri, "--layer", "linear", "--public", public, "--victims", public)
     assert (error["kind"], error["field"]) == ("ConfigError", "inversion")
+
+
+class Aliasing(nn.Module):
+    """Writes through a view, which no trace of it shows."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.body, self.linear = nn.Linear(64, 16), nn.Linear(16, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.body(images.flatten(1))
+        hidden.view(-1).clamp_(min=0)
+        logits: Tensor = self.linear(hidden)
+        return logits
+
+
+def aliasing(num_classes: int, image_shape: tuple[int, ...]) -> nn.Module:
+    return Aliasing(num_classes)
+
+
+def test_a_network_that_is_another_in_two_parts_is_refused(tmp_path: Path) -> None:
+    config = small_config(tmp_path, recipe=RECIPE | {"model": f"{__name__}:aliasing", "epochs_per_slice": 1})
+    made = Run.create(config, dataset(digits(0, 60)))
+    with pytest.raises(ConfigError, match=r"layer = body: cuts .* give something else than the whole"):
+        check(made.record.training, "body")
 
 
 @pytest.mark.ray

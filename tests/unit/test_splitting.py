@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ray_sisa import models
 from ray_sisa.config import Recipe, TrainingRecipe
 from ray_sisa.errors import ConfigError
-from ray_sisa.splitting import ActivationNoise, layers, split
+from ray_sisa.splitting import ActivationNoise, check_parts, layers, split
 
 
 def build(model: str, shape: tuple[int, ...]) -> nn.Module:
@@ -95,6 +96,89 @@ def test_a_layer_run_twice_and_one_that_does_nothing_are_no_cuts_and_the_batch_s
     vectors = torch.randn(5, 4)
     device, server = split(model, "first")
     assert torch.equal(server(device(vectors)), model(vectors))
+
+
+class Counting(nn.Module):
+    """Sizes that are no batch sizes: of a parameter, and of maps whose channels come first."""
+
+    def __init__(self, of: str) -> None:
+        super().__init__()
+        self.of, self.first, self.second = of, nn.Linear(4, 6), nn.Linear(6, 6)
+        self.scale = nn.Parameter(torch.full((4,), 2.0))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        first = self.first(vectors)
+        second: Tensor = self.second(first)
+        if self.of == "parameter":
+            return second * self.scale.size(0)
+        if self.of == "channels after the cut":
+            return second * second.t().shape[0]
+        return second * first.t().size(0)
+
+
+@pytest.mark.parametrize("of", ["parameter", "channels after the cut", "channels before it"])
+def test_only_the_size_of_the_input_is_the_batch_size(of: str) -> None:
+    model, vectors = Counting(of).eval(), torch.randn(3, 4)
+    # The server part cannot know the size of what it does not see.
+    assert layers(model) == (["first"] if of == "channels before it" else ["first", "second"])
+    for layer in layers(model):
+        device, server = split(model, layer)
+        assert torch.equal(server(device(vectors)), model(vectors)), layer
+
+
+class InPlace(nn.Module):
+    """Written over by calls whose results nobody keeps, and read before each of them as well."""
+
+    def __init__(self, write: str) -> None:
+        super().__init__()
+        self.write, self.body, self.relu, self.linear = write, nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 2)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        hidden = self.body(vectors)
+        before = hidden * 2
+        if self.write == "layer":
+            self.relu(hidden)
+        elif self.write == "method":
+            hidden.clamp_(min=0)
+        elif self.write == "view":
+            hidden.view(-1).clamp_(min=0)
+        elif self.write == "argument":
+            F.relu(hidden, inplace=True)
+        else:
+            torch.relu_(hidden)
+        logits: Tensor = self.linear(hidden - before)
+        return logits
+
+
+@pytest.mark.parametrize("write", ["layer", "method", "argument", "function"])
+def test_what_is_written_in_place_is_in_one_of_the_parts(write: str) -> None:
+    model, vectors = InPlace(write).eval(), torch.randn(3, 4)
+    assert {"body", "linear"} <= set(layers(model))
+    for layer in ("body", "linear"):
+        device, server = split(model, layer)
+        assert torch.equal(server(device(vectors)), model(vectors)), layer
+        check_parts(model, layer, vectors)
+
+
+class Folded(nn.Module):
+    """Positions of all images are rows for a while."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fold, self.linear = nn.Flatten(0, 1), nn.Linear(4, 2)
+
+    def forward(self, sequences: Tensor) -> Tensor:
+        rows = self.fold(sequences)
+        return cast(Tensor, self.linear(rows.view(sequences.shape[0], -1, 4)).sum(1))
+
+
+def test_parts_that_are_not_the_whole_are_told() -> None:
+    with pytest.raises(ConfigError, match=r"layer = body: cuts a network whose two parts.* give something else"):
+        check_parts(InPlace("view").eval(), "body", torch.randn(3, 4))
+    with pytest.raises(ConfigError, match=r"layer = fold: cuts .*something else"):
+        check_parts(Folded().eval(), "fold", torch.randn(3, 5, 4))
+    with pytest.raises(ConfigError, match=r"layer = body: cuts .* fail: RuntimeError"):
+        check_parts(InPlace("layer").eval(), "body", torch.randn(3, 5))
 
 
 class Branching(nn.Module):
