@@ -107,7 +107,7 @@ CPU = Preset(
     private_epochs=10,
     nopeek=(5.0,),
     faithful_attackers=(STUDY, {"style": KERNEL}),
-    attackers=({"style": KERNEL}, STUDY),
+    attackers=({"style": KERNEL},),
 )
 
 GPU = Preset(
