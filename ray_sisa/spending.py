@@ -5,12 +5,13 @@ Charges are kept when their stage is purged: its models were out. What is said o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from ray_sisa.clock import now
 from ray_sisa.composition import Mechanism, Spent, compose
 from ray_sisa.config import DpConfig, TrainingRecipe
+from ray_sisa.heads import ever_named
 from ray_sisa.layout import SPENT, charges, kind_of
 from ray_sisa.ledger import Ledger
 from ray_sisa.lineage import Chain, Stage
@@ -157,12 +158,18 @@ def privacy_spent(store: Store, run: RunRecord, live: LiveSet, ledger: Ledger) -
     """
     if run.training.recipe.dp is None:
         return None
-    # Stages before charges: a charge comes before its stage.
-    present = store.committed_stages()
-    return account(run, live.chains(ledger), present, read_charges(store))
+    # Stages and heads before charges: a charge comes before its stage.
+    present, voted = store.committed_stages(), ever_named(store)
+    return account(run, live.chains(ledger), present, read_charges(store), voted)
 
 
-def account(run: RunRecord, chains: Sequence[Chain], present: set[str], spent: Iterable[Charge]) -> PrivacySpent | None:
+def account(
+    run: RunRecord,
+    chains: Sequence[Chain],
+    present: set[str],
+    spent: Iterable[Charge],
+    voted: Set[str] = frozenset(),
+) -> PrivacySpent | None:
     """What charges come to for the samples of chains: pure.
 
     Args:
@@ -170,6 +177,7 @@ def account(run: RunRecord, chains: Sequence[Chain], present: set[str], spent: I
         chains: of all shards, as they should be.
         present: keys of committed stages; one without a charge is taken to have been charged once.
         spent: all charges.
+        voted: keys of stages that heads ever named; one without a charge is a doubt, since it may be gone.
     """
     dp = run.training.recipe.dp
     if dp is None:
@@ -208,8 +216,23 @@ def account(run: RunRecord, chains: Sequence[Chain], present: set[str], spent: I
             for (shard, number), found in now_by_place.items()
         ),
         stages=_stages(so_far),
-        doubts=delta_too_large(dp.delta, sum(c.stages[-1].num_samples for c in chains if c.stages)),
+        doubts=(
+            *delta_too_large(dp.delta, sum(c.stages[-1].num_samples for c in chains if c.stages)),
+            *_lost(known, present | voted),
+        ),
     )
+
+
+def _lost(known: Sequence[Charge], trained: Set[str]) -> tuple[str, ...]:
+    """Says that trainings have no charge left, if any: of stages, and between the numbers of those that are there."""
+    numbers: dict[str, set[int]] = {}
+    for each in known:
+        numbers.setdefault(each.key, set()).add(each.number)
+    lost = len(trained - numbers.keys()) + sum(max(there) - len(there) for there in numbers.values())
+    if not lost:
+        return ()
+    has = "training has" if lost == 1 else "trainings have"
+    return (f"{lost} {has} no charge left, so more may have been spent: run `ray-sisa check`",)
 
 
 def charge_of(stage: Stage, training: TrainingRecipe) -> Charge:
