@@ -1,4 +1,4 @@
-"""The recipe of a private run: its noise multiplier, and the sizes of shards at which its guarantee would mean nothing.
+"""The recipe of a private run: its noise multiplier, and the sizes at which its guarantee would mean nothing.
 
 All of it follows from counts and from what a user wrote, never from what samples hold. It trains nothing.
 """
@@ -42,7 +42,7 @@ def noise_multiplier(config: RunConfig, sizes: Sizes | None, epochs: Sequence[in
         epochs: of the stage of each slice 1..R.
 
     Raises:
-        ConfigError: shards too small for the batches, or for delta.
+        ConfigError: stages too small for the batches, or a delta too large for the samples.
     """
     dp, batch_size = config.recipe.dp, config.recipe.batch_size
     if dp is None or sizes is None:
@@ -55,7 +55,7 @@ def noise_multiplier(config: RunConfig, sizes: Sizes | None, epochs: Sequence[in
         )
     stages = [_stages(shard, epochs) for shard in sizes]
     _check_batch_size(sizes, batch_size)
-    _check_delta(stages, dp.delta)
+    _check_delta(sizes, dp.delta)
     return _solve(dp, [s for s in stages if s], batch_size)
 
 
@@ -90,12 +90,12 @@ def _first(sizes: Sequence[int]) -> list[tuple[int, int]]:
     return [(r, size) for r, size in enumerate(sizes, start=1) if size][:1]
 
 
-def _check_delta(stages: Sequence[Sequence[tuple[int, int]]], delta: float) -> None:
-    totals = [(of_shard[-1][0], shard) for shard, of_shard in enumerate(stages) if of_shard]
-    if totals and delta >= 1 / min(totals)[0]:
-        size, shard = min(totals)
+def _check_delta(sizes: Sizes, delta: float) -> None:
+    # The guarantee is about the whole data set: giving away a sample of any shard breaks it.
+    total = sum(map(sum, sizes))
+    if total and delta >= 1 / total:
         rule = (
-            f"is not below 1/{size}, and shard {shard} has {size} samples: giving one of them away whole would be "
-            "within the guarantee"
+            f"is not below 1/{total}, and the run has {total} samples: giving one of them away whole would be within "
+            "the guarantee"
         )
-        raise ConfigError("recipe.dp.delta", delta, rule, f"Set one well below {1 / size:.2g}")
+        raise ConfigError("recipe.dp.delta", delta, rule, f"Set one well below {1 / total:.2g}")

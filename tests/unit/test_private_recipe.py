@@ -81,11 +81,11 @@ def test_an_empty_slice_is_no_first_stage(tmp_path: Path) -> None:
     assert private_recipe.noise_multiplier(chosen, [[0, 0], [0, 0]], (1, 1)) == 1.0  # as if all had been deleted
 
 
-def test_delta_is_below_one_over_the_smallest_shard(tmp_path: Path) -> None:
-    sizes = [[20, 30], [40, 50]]
-    assert private_recipe.noise_multiplier(config(tmp_path, {"delta": 0.0199}), sizes, (1, 1)) == 1.0
-    with pytest.raises(ConfigError, match=r"is not below 1/50, and shard 0 has 50 samples") as caught:
-        private_recipe.noise_multiplier(config(tmp_path, {"delta": 0.02}), sizes, (1, 1))
+def test_delta_is_below_one_over_all_samples(tmp_path: Path) -> None:
+    sizes = [[20, 30], [40, 110]]
+    assert private_recipe.noise_multiplier(config(tmp_path, {"delta": 0.00499}), sizes, (1, 1)) == 1.0
+    with pytest.raises(ConfigError, match=r"is not below 1/200, and the run has 200 samples") as caught:
+        private_recipe.noise_multiplier(config(tmp_path, {"delta": 0.005}), sizes, (1, 1))
     assert caught.value.field == "recipe.dp.delta"
 
 
