@@ -158,6 +158,15 @@ def centred(num_classes: int, image_shape: tuple[int, ...]) -> nn.Module:
     return with_layer(_Centred())
 
 
+class _ByRows(nn.Module):
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return maps * len(maps)
+
+
+def by_rows(num_classes: int, image_shape: tuple[int, ...]) -> nn.Module:
+    return with_layer(_ByRows())
+
+
 class _Counting(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -205,6 +214,7 @@ def noisy(num_classes: int, image_shape: tuple[int, ...]) -> nn.Module:
         (own_batch_norm, r"1 \(_OwnBatchNorm\)"),
         (instance_norm, r"1 \(InstanceNorm2d\)"),
         (centred, "where others are beside it in the batch"),
+        (by_rows, "where it is alone in the batch"),
         (counting, "buffers that samples change.*: 1.largest"),
         (unused, "parameters that no score depends on.*: other.weight, other.bias"),
         (noisy, "cannot make gradients of single samples: RuntimeError"),
