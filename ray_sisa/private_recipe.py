@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ray_sisa.config import DpConfig, PlacementConfig, RunConfig
+from ray_sisa.config import DpConfig, PlacementConfig, Recipe, RunConfig
 from ray_sisa.errors import ConfigError
 
 SECRET_BITS = 64  # about; whoever draws 128 at random has as many in all but one of 2^64 draws
@@ -47,7 +47,7 @@ def noise_multiplier(config: RunConfig, sizes: Sizes | None, epochs: Sequence[in
     dp, batch_size = config.recipe.dp, config.recipe.batch_size
     if dp is None or sizes is None:
         return dp.noise_multiplier if dp else None
-    if dp.noise == "reproducible" and config.recipe.seed.bit_length() < SECRET_BITS:
+    if seed_too_short(config.recipe):
         logger.warning(
             "recipe.seed: noise that is reproducible is only as secret as the seed, and this one has fewer than %d "
             "bits: whoever guesses it can take the noise off",
@@ -57,6 +57,13 @@ def noise_multiplier(config: RunConfig, sizes: Sizes | None, epochs: Sequence[in
     _check_batch_size(sizes, batch_size)
     _check_delta(sizes, dp.delta)
     return _solve(dp, [s for s in stages if s], batch_size)
+
+
+def seed_too_short(recipe: Recipe) -> tuple[str, ...]:
+    """Why the noise of a recipe is no secret; empty where it is one, or nothing is private."""
+    if recipe.dp is None or recipe.dp.noise == "secure" or recipe.seed.bit_length() >= SECRET_BITS:
+        return ()
+    return (f"recipe.seed has fewer than {SECRET_BITS} bits: whoever guesses it can take the noise off",)
 
 
 def _solve(dp: DpConfig, stages: Sequence[Sequence[tuple[int, int]]], batch_size: int) -> float | None:

@@ -17,6 +17,7 @@ from ray_sisa.ledger import Ledger
 from ray_sisa.lineage import Chain, Stage
 from ray_sisa.live import LiveSet
 from ray_sisa.privacy import delta_too_large, stage_mechanism
+from ray_sisa.private_recipe import seed_too_short
 from ray_sisa.records import Charge, RunRecord
 from ray_sisa.store import Store
 
@@ -34,6 +35,8 @@ NOT_COVERED = (
     "what public weights were trained on",
     "inputs that a model is asked about",
     "requests chosen by what the models said",
+    "settings chosen by training several times",
+    "digests of data that reports print",
 )
 
 
@@ -218,6 +221,7 @@ def account(
         stages=_stages(so_far),
         doubts=(
             *delta_too_large(dp.delta, sum(c.stages[-1].num_samples for c in chains if c.stages)),
+            *seed_too_short(run.training.recipe),
             *_lost(known, present | voted),
         ),
     )

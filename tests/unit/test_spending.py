@@ -175,6 +175,17 @@ def test_a_delta_that_says_nothing_makes_the_figure_no_guarantee(tmp_path: Path)
     assert "NO GUARANTEE: delta 0.01 is not below 1 / samples, 240 of them" in found.label
 
 
+@pytest.mark.parametrize(
+    ("recipe", "is_secret"), [(PRIVATE_MLP, False), (SECURE, True)], ids=["reproducible", "secure"]
+)
+def test_a_seed_that_can_be_guessed_makes_the_figure_no_guarantee(
+    recipe: dict[str, object], is_secret: bool, tmp_path: Path
+) -> None:
+    assert not spent_by(make_run(tmp_path / "long", recipe)).doubts
+    found = spent_by(make_run(tmp_path / "short", recipe | {"seed": 7}))
+    assert ("NO GUARANTEE: recipe.seed has fewer than 64 bits" in found.label) is not is_secret
+
+
 # What a check says.
 
 
