@@ -54,8 +54,7 @@ def noise_multiplier(config: RunConfig, sizes: Sizes | None, epochs: Sequence[in
             SECRET_BITS,
         )
     stages = [_stages(shard, epochs) for shard in sizes]
-    _check_batch_size(sizes, batch_size)
-    _check_delta(sizes, dp.delta)
+    check_sizes(config, sizes)
     return _solve(dp, [s for s in stages if s], batch_size)
 
 
@@ -64,6 +63,17 @@ def seed_too_short(recipe: Recipe) -> tuple[str, ...]:
     if recipe.dp is None or recipe.dp.noise == "secure" or recipe.seed.bit_length() >= SECRET_BITS:
         return ()
     return (f"recipe.seed has fewer than {SECRET_BITS} bits: whoever guesses it can take the noise off",)
+
+
+def check_sizes(config: RunConfig, sizes: Sizes) -> None:
+    """Passes if the batches and the delta of a private run fit slices of these sizes.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    if config.recipe.dp:
+        _check_batch_size(sizes, config.recipe.batch_size)
+        _check_delta(sizes, config.recipe.dp.delta)
 
 
 def _solve(dp: DpConfig, stages: Sequence[Sequence[tuple[int, int]]], batch_size: int) -> float | None:
