@@ -40,6 +40,20 @@ def history(store: Store, since: int = 1) -> list[Head]:
     return found[::-1]
 
 
+def ever_named(store: Store) -> set[str]:
+    """Keys of the stages that ever voted, as far as heads can be read."""
+    paths = [numbered(HEADS, number) for number in store.numbers(HEADS)]
+    found: set[str] = set()
+    for path, data in zip(paths, store.find_all(paths), strict=True):
+        try:
+            head = store.parse(path, data, Head) if data is not None else None
+        except StoreError as error:
+            logger.warning("a head of the past is passed over: %s", error)
+            continue
+        found |= {each.key for each in head.constituents} if head else set()
+    return found
+
+
 def constituent(record: StageRecord) -> Constituent:
     """The constituent that a committed stage gives."""
     return Constituent(

@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ray_sisa import data, privacy
+from ray_sisa import data, privacy, private_recipe
 from ray_sisa.config import DataConfig, RunConfig, TrainingRecipe
 from ray_sisa.errors import RequestError
 from ray_sisa.ids import Ids
@@ -19,6 +19,8 @@ from ray_sisa.lineage import Chain, Stage, expected_cost, full_cost
 from ray_sisa.placement import require_probabilities
 from ray_sisa.run import Run
 from ray_sisa.spending import account, read_charges
+
+EQUAL_SLICES = "if all slices were equal; hash placement gives somewhat more"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +38,8 @@ class Plan:
     """Samples, features and weights of a complete run, to which test set, indexes and records add little."""
     epsilon: float | None = None
     """Largest that a live sample has afterwards; None without differential privacy, and where it depends on chance."""
+    epsilon_note: str | None = None
+    """What `epsilon` assumes, where the slices are not known yet."""
 
 
 def training_plan(
@@ -51,7 +55,8 @@ def training_plan(
         epsilon: of what is trained.
     """
     passes = full_cost(num_samples, epochs)
-    return _plan(passes, passes, num_shards * len(epochs), storage_bytes, epsilon)
+    found = _plan(passes, passes, num_shards * len(epochs), storage_bytes, epsilon)
+    return found if epsilon is None else replace(found, epsilon_note=EQUAL_SLICES)
 
 
 def deletion_plan(
@@ -104,7 +109,7 @@ def plan_config(config: RunConfig, num_requests: int | None = None) -> Plan:
     shards = config.placement.shards
     storage = _storage_bytes(training, num_samples, shards * config.placement.slices)
     if num_requests is None:
-        epsilon = _epsilon_of_equal_slices(training, num_samples, shards)
+        epsilon = _epsilon_of_equal_slices(config, training, num_samples)
         return training_plan(num_samples, shards, training.epochs, storage, epsilon)
     return deletion_plan(num_samples, shards, training.epochs, num_requests, storage)
 
@@ -165,11 +170,17 @@ def _check_equal_slices(config: RunConfig, num_requests: int) -> None:
         raise RequestError("requests", num_requests, rule, "Name samples, or use simulation.simulate_requests (Python)")
 
 
-def _epsilon_of_equal_slices(training: TrainingRecipe, num_samples: int, num_shards: int) -> float | None:
-    """Epsilon of a sample of a first slice, which spends most, if all slices are equal."""
+def _epsilon_of_equal_slices(config: RunConfig, training: TrainingRecipe, num_samples: int) -> float | None:
+    """Epsilon of a sample of a first slice, which spends most, if all slices are equal.
+
+    Raises:
+        ConfigError: a batch or a delta that training would refuse of such slices.
+    """
+    num_shards = config.placement.shards
     dp, batch_size = training.recipe.dp, training.recipe.batch_size
     if dp is None:
         return None
+    private_recipe.check_sizes(config, _equal_sizes(num_samples, num_shards, len(training.epochs)))
     in_slice = num_samples / (num_shards * len(training.epochs))
     stages = [(max(1, math.floor(number * in_slice)), epochs) for number, epochs in enumerate(training.epochs, start=1)]
     noise = training.noise_multiplier
@@ -181,6 +192,13 @@ def _epsilon_of_equal_slices(training: TrainingRecipe, num_samples: int, num_sha
         for n, epochs in stages
     ]
     return privacy.epsilon(mechanisms, dp.delta, dp.accountant).epsilon
+
+
+def _equal_sizes(num_samples: int, num_shards: int, num_slices: int) -> list[list[int]]:
+    """Sizes of slices that differ by one at most, by shard."""
+    each, rest = divmod(num_samples, num_shards * num_slices)
+    flat = [each + (place < rest) for place in range(num_shards * num_slices)]
+    return [flat[shard::num_shards] for shard in range(num_shards)]
 
 
 def _epsilon_under(run: Run, deleted: Mapping[int, Set[str]]) -> float | None:

@@ -257,7 +257,10 @@ def planned(found: Plan) -> Answer:
     if found.epsilon is None:
         del fields["epsilon"]
     else:
-        rows.append(("epsilon", f"{found.epsilon:.2f} afterwards, the largest of a live sample"))
+        assumed = f", {found.epsilon_note}" if found.epsilon_note else ""
+        rows.append(("epsilon", f"{found.epsilon:.2f} afterwards, the largest of a live sample{assumed}"))
+    if found.epsilon_note is None:
+        del fields["epsilon_note"]
     return Answer(fields=fields, text=_table(rows))
 
 

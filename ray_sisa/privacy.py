@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from scipy import optimize
@@ -33,6 +33,8 @@ __all__ = [
 ]
 
 Sampler = Literal["poisson", "shuffled"]
+
+FIXED_BATCHES = "one sample replaced by nothing in fixed batches (zero-out adjacency)"
 
 LARGEST_NOISE = 2.0**14
 
@@ -138,7 +140,8 @@ class Claim:
         if refused := delta_too_large(self.delta, self.num_samples):
             raise ConfigError("delta", self.delta, refused[0], "Make it well below 1 / samples")
         if self.sampler == "shuffled":
-            return gaussian([(self.participations, self.noise_multiplier)], self.delta)
+            found = gaussian([(self.participations, self.noise_multiplier)], self.delta)
+            return replace(found, detail=f"{found.detail}; {FIXED_BATCHES}")
         return epsilon([self.mechanism], self.delta, accountant)
 
 

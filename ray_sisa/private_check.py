@@ -66,11 +66,15 @@ def _check_gradients(training: TrainingRecipe, model: nn.Module, inputs: Tensor)
     network = PerSample(copy.deepcopy(model), loss_reduction="sum")
     samples, batch = _gradients(training, network, inputs[[0, 1]])
     others, _ = _gradients(training, network, inputs[[0, 2]])
+    alone, _ = _gradients(training, network, inputs[[0]])
     after = dict(network._module.named_buffers())
     changed = [name for name, buffer in buffers.items() if not torch.equal(buffer, after[name])]
     _refuse(training, "buffers that samples change", changed, "Keep no statistics of samples")
     if not _is_same([g[0] for g in samples], [g[0] for g in others]):
         rule = "makes something else of a sample where others are beside it in the batch"
+        raise ConfigError("recipe.dp", training.recipe.model, rule, _ANOTHER)
+    if not _is_same([g[0] for g in samples], [g[0] for g in alone]):
+        rule = "makes something else of a sample where it is alone in the batch"
         raise ConfigError("recipe.dp", training.recipe.model, rule, _ANOTHER)
     if not _is_same([g.sum(0) for g in samples], batch):
         rule = "has gradients of single samples that do not add up to that of the batch"

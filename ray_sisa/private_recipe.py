@@ -1,4 +1,4 @@
-"""The recipe of a private run: its noise multiplier, and the sizes of shards at which its guarantee would mean nothing.
+"""The recipe of a private run: its noise multiplier, and the sizes at which its guarantee would mean nothing.
 
 All of it follows from counts and from what a user wrote, never from what samples hold. It trains nothing.
 """
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ray_sisa.config import DpConfig, PlacementConfig, RunConfig
+from ray_sisa.config import DpConfig, PlacementConfig, Recipe, RunConfig
 from ray_sisa.errors import ConfigError
 
 SECRET_BITS = 64  # about; whoever draws 128 at random has as many in all but one of 2^64 draws
@@ -42,21 +42,38 @@ def noise_multiplier(config: RunConfig, sizes: Sizes | None, epochs: Sequence[in
         epochs: of the stage of each slice 1..R.
 
     Raises:
-        ConfigError: shards too small for the batches, or for delta.
+        ConfigError: stages too small for the batches, or a delta too large for the samples.
     """
     dp, batch_size = config.recipe.dp, config.recipe.batch_size
     if dp is None or sizes is None:
         return dp.noise_multiplier if dp else None
-    if dp.noise == "reproducible" and config.recipe.seed.bit_length() < SECRET_BITS:
+    if seed_too_short(config.recipe):
         logger.warning(
             "recipe.seed: noise that is reproducible is only as secret as the seed, and this one has fewer than %d "
             "bits: whoever guesses it can take the noise off",
             SECRET_BITS,
         )
     stages = [_stages(shard, epochs) for shard in sizes]
-    _check_batch_size(sizes, batch_size)
-    _check_delta(stages, dp.delta)
+    check_sizes(config, sizes)
     return _solve(dp, [s for s in stages if s], batch_size)
+
+
+def seed_too_short(recipe: Recipe) -> tuple[str, ...]:
+    """Why the noise of a recipe is no secret; empty where it is one, or nothing is private."""
+    if recipe.dp is None or recipe.dp.noise == "secure" or recipe.seed.bit_length() >= SECRET_BITS:
+        return ()
+    return (f"recipe.seed has fewer than {SECRET_BITS} bits: whoever guesses it can take the noise off",)
+
+
+def check_sizes(config: RunConfig, sizes: Sizes) -> None:
+    """Passes if the batches and the delta of a private run fit slices of these sizes.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    if config.recipe.dp:
+        _check_batch_size(sizes, config.recipe.batch_size)
+        _check_delta(sizes, config.recipe.dp.delta)
 
 
 def _solve(dp: DpConfig, stages: Sequence[Sequence[tuple[int, int]]], batch_size: int) -> float | None:
@@ -90,12 +107,12 @@ def _first(sizes: Sequence[int]) -> list[tuple[int, int]]:
     return [(r, size) for r, size in enumerate(sizes, start=1) if size][:1]
 
 
-def _check_delta(stages: Sequence[Sequence[tuple[int, int]]], delta: float) -> None:
-    totals = [(of_shard[-1][0], shard) for shard, of_shard in enumerate(stages) if of_shard]
-    if totals and delta >= 1 / min(totals)[0]:
-        size, shard = min(totals)
+def _check_delta(sizes: Sizes, delta: float) -> None:
+    # The guarantee is about the whole data set: giving away a sample of any shard breaks it.
+    total = sum(map(sum, sizes))
+    if total and delta >= 1 / total:
         rule = (
-            f"is not below 1/{size}, and shard {shard} has {size} samples: giving one of them away whole would be "
-            "within the guarantee"
+            f"is not below 1/{total}, and the run has {total} samples: giving one of them away whole would be within "
+            "the guarantee"
         )
-        raise ConfigError("recipe.dp.delta", delta, rule, f"Set one well below {1 / size:.2g}")
+        raise ConfigError("recipe.dp.delta", delta, rule, f"Set one well below {1 / total:.2g}")

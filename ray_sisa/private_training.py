@@ -197,9 +197,13 @@ class _NoisyOptimizer(DPOptimizer):  # type: ignore[misc]
         self._source, self._secure = source, secure
 
     def clip_and_accumulate(self) -> None:
-        """Clips in float32: norms of bfloat16 gradients would be off by more than the noise allows for."""
+        """Clips in float32: norms of bfloat16 gradients would be off by more than the noise allows for.
+
+        What is not finite becomes finite first: one such sample would turn all weights to NaN, which no noise hides.
+        """
         for parameter in self.params:
-            parameter.grad_sample = parameter.grad_sample.float()
+            # Infinities to 0, since the square of the largest float is infinite again.
+            parameter.grad_sample = torch.nan_to_num(parameter.grad_sample.float(), nan=0.0, posinf=0.0, neginf=0.0)
         super().clip_and_accumulate()
 
     def add_noise(self) -> None:

@@ -5,17 +5,19 @@ Charges are kept when their stage is purged: its models were out. What is said o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from ray_sisa.clock import now
 from ray_sisa.composition import Mechanism, Spent, compose
 from ray_sisa.config import DpConfig, TrainingRecipe
+from ray_sisa.heads import ever_named
 from ray_sisa.layout import SPENT, charges, kind_of
 from ray_sisa.ledger import Ledger
 from ray_sisa.lineage import Chain, Stage
 from ray_sisa.live import LiveSet
 from ray_sisa.privacy import delta_too_large, stage_mechanism
+from ray_sisa.private_recipe import seed_too_short
 from ray_sisa.records import Charge, RunRecord
 from ray_sisa.store import Store
 
@@ -33,6 +35,8 @@ NOT_COVERED = (
     "what public weights were trained on",
     "inputs that a model is asked about",
     "requests chosen by what the models said",
+    "settings chosen by training several times",
+    "digests of data that reports print",
 )
 
 
@@ -157,12 +161,18 @@ def privacy_spent(store: Store, run: RunRecord, live: LiveSet, ledger: Ledger) -
     """
     if run.training.recipe.dp is None:
         return None
-    # Stages before charges: a charge comes before its stage.
-    present = store.committed_stages()
-    return account(run, live.chains(ledger), present, read_charges(store))
+    # Stages and heads before charges: a charge comes before its stage.
+    present, voted = store.committed_stages(), ever_named(store)
+    return account(run, live.chains(ledger), present, read_charges(store), voted)
 
 
-def account(run: RunRecord, chains: Sequence[Chain], present: set[str], spent: Iterable[Charge]) -> PrivacySpent | None:
+def account(
+    run: RunRecord,
+    chains: Sequence[Chain],
+    present: set[str],
+    spent: Iterable[Charge],
+    voted: Set[str] = frozenset(),
+) -> PrivacySpent | None:
     """What charges come to for the samples of chains: pure.
 
     Args:
@@ -170,6 +180,7 @@ def account(run: RunRecord, chains: Sequence[Chain], present: set[str], spent: I
         chains: of all shards, as they should be.
         present: keys of committed stages; one without a charge is taken to have been charged once.
         spent: all charges.
+        voted: keys of stages that heads ever named; one without a charge is a doubt, since it may be gone.
     """
     dp = run.training.recipe.dp
     if dp is None:
@@ -208,8 +219,24 @@ def account(run: RunRecord, chains: Sequence[Chain], present: set[str], spent: I
             for (shard, number), found in now_by_place.items()
         ),
         stages=_stages(so_far),
-        doubts=delta_too_large(dp.delta, sum(c.stages[-1].num_samples for c in chains if c.stages)),
+        doubts=(
+            *delta_too_large(dp.delta, sum(c.stages[-1].num_samples for c in chains if c.stages)),
+            *seed_too_short(run.training.recipe),
+            *_lost(known, present | voted),
+        ),
     )
+
+
+def _lost(known: Sequence[Charge], trained: Set[str]) -> tuple[str, ...]:
+    """Says that trainings have no charge left, if any: of stages, and between the numbers of those that are there."""
+    numbers: dict[str, set[int]] = {}
+    for each in known:
+        numbers.setdefault(each.key, set()).add(each.number)
+    lost = len(trained - numbers.keys()) + sum(max(there) - len(there) for there in numbers.values())
+    if not lost:
+        return ()
+    has = "training has" if lost == 1 else "trainings have"
+    return (f"{lost} {has} no charge left, so more may have been spent: run `ray-sisa check`",)
 
 
 def charge_of(stage: Stage, training: TrainingRecipe) -> Charge:

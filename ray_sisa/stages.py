@@ -63,6 +63,8 @@ def commit_stage(
         store.delete([stage_record(stage.key)])  # of weights that are lost: these may have been made elsewhere
         known = None
     if known is None:
+        if not repeatable and (there := store.find_record(stage_record(stage.key), StageRecord)) is not None:
+            return there  # another's, since the first look: its weights are not to be written over
         store.put(stage_weights(stage.key), data)
         if store.create(stage_record(stage.key), record.to_bytes()):
             return record

@@ -144,6 +144,20 @@ def test_of_two_writers_the_first_stands_and_never_half_of_each(torn: bool, secu
     load_stage(secure.store, record.key)  # whichever it is, it is whole
 
 
+def test_a_writer_who_comes_after_the_first_look_changes_no_weights(
+    secure: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain, record = _chain(secure), secure.stages()[1]
+    before = secure.store.get(stage_weights(record.key))
+    looks = iter([None])  # at the first look nothing was there yet
+    find = secure.store.find_record
+    monkeypatch.setattr(secure.store, "find_record", lambda *asked: next(looks, find(*asked)))
+    other = {name: tensor + 1e-3 for name, tensor in load_stage(secure.store, record.key).items()}
+    arguments = (secure.store, chain, chain.stages[-1], other, record.metrics, 1.0, record.environment)
+    assert commit_stage(*arguments, repeatable=False) == record
+    assert secure.store.get(stage_weights(record.key)) == before
+
+
 def test_a_saved_state_is_gone_on_from(samples: Samples, tmp_path: Path) -> None:
     scaling = {"checkpoint_every": {"minutes": 1e-9}}
     settings = small_config(tmp_path, recipe=SECURELY, placement=PLACES, scaling=scaling)

@@ -20,7 +20,7 @@ from ray_sisa import planning
 from ray_sisa.cli import app
 from ray_sisa.config import RunConfig
 from ray_sisa.config_values import make_config
-from ray_sisa.errors import DataError, RequestError
+from ray_sisa.errors import ConfigError, DataError, RequestError
 from ray_sisa.run import Run
 
 
@@ -103,8 +103,24 @@ def test_a_private_configuration_is_planned_with_at_most_its_target(tmp_path: Pa
     path.write_text(json.dumps(content))  # JSON is YAML
     told = json.loads(CliRunner().invoke(app, ["plan", str(path), "--json"]).stdout)
     assert 2.9 < told["epsilon"] <= 3.0
-    assert "epsilon        " in CliRunner().invoke(app, ["plan", str(path)]).stdout
+    text = CliRunner().invoke(app, ["plan", str(path)]).stdout
+    assert "epsilon        " in text
+    assert told["epsilon_note"] in text and "if all slices were equal" in text
     assert [entry.name for entry in tmp_path.iterdir()] == ["private.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("change", "field"), [({"batch_size": 1000}, "recipe.batch_size"), ({"delta": 0.01}, "recipe.dp.delta")]
+)
+def test_a_plan_refuses_what_training_would_of_equal_slices(
+    change: dict[str, float], field: str, tmp_path: Path
+) -> None:
+    content = config(tmp_path / "runs").model_dump(mode="json")
+    content["recipe"]["batch_size"] = change.get("batch_size", 32)
+    content["recipe"]["dp"] = {"noise_multiplier": 1.0, "delta": change.get("delta", 1e-5)}
+    with pytest.raises(ConfigError) as caught:
+        planning.plan_config(make_config(content))
+    assert caught.value.field == field
 
 
 def test_of_parquet_files_one_row_is_decoded(tmp_path: Path) -> None:

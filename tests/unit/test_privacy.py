@@ -279,6 +279,8 @@ def test_what_else_is_refused() -> None:
 def test_shuffled_batches_get_no_credit_for_sampling() -> None:
     assert RAN.spent().epsilon == pytest.approx(53.6, abs=0.06)
     assert RAN.spent().method == "gaussian"
+    assert "zero-out adjacency" in RAN.spent().detail
+    assert "zero-out" not in REPORTED.spent().detail
     assert REPORTED.spent().epsilon == pytest.approx(2.79, abs=0.011)
     assert REPORTED.spent("rdp").epsilon == pytest.approx(3.39, abs=0.011)
 

@@ -81,11 +81,11 @@ def test_an_empty_slice_is_no_first_stage(tmp_path: Path) -> None:
     assert private_recipe.noise_multiplier(chosen, [[0, 0], [0, 0]], (1, 1)) == 1.0  # as if all had been deleted
 
 
-def test_delta_is_below_one_over_the_smallest_shard(tmp_path: Path) -> None:
-    sizes = [[20, 30], [40, 50]]
-    assert private_recipe.noise_multiplier(config(tmp_path, {"delta": 0.0199}), sizes, (1, 1)) == 1.0
-    with pytest.raises(ConfigError, match=r"is not below 1/50, and shard 0 has 50 samples") as caught:
-        private_recipe.noise_multiplier(config(tmp_path, {"delta": 0.02}), sizes, (1, 1))
+def test_delta_is_below_one_over_all_samples(tmp_path: Path) -> None:
+    sizes = [[20, 30], [40, 110]]
+    assert private_recipe.noise_multiplier(config(tmp_path, {"delta": 0.00499}), sizes, (1, 1)) == 1.0
+    with pytest.raises(ConfigError, match=r"is not below 1/200, and the run has 200 samples") as caught:
+        private_recipe.noise_multiplier(config(tmp_path, {"delta": 0.005}), sizes, (1, 1))
     assert caught.value.field == "recipe.dp.delta"
 
 
@@ -158,6 +158,15 @@ def centred(num_classes: int, image_shape: tuple[int, ...]) -> nn.Module:
     return with_layer(_Centred())
 
 
+class _ByRows(nn.Module):
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return maps * len(maps)
+
+
+def by_rows(num_classes: int, image_shape: tuple[int, ...]) -> nn.Module:
+    return with_layer(_ByRows())
+
+
 class _Counting(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -205,6 +214,7 @@ def noisy(num_classes: int, image_shape: tuple[int, ...]) -> nn.Module:
         (own_batch_norm, r"1 \(_OwnBatchNorm\)"),
         (instance_norm, r"1 \(InstanceNorm2d\)"),
         (centred, "where others are beside it in the batch"),
+        (by_rows, "where it is alone in the batch"),
         (counting, "buffers that samples change.*: 1.largest"),
         (unused, "parameters that no score depends on.*: other.weight, other.bias"),
         (noisy, "cannot make gradients of single samples: RuntimeError"),

@@ -184,6 +184,19 @@ def test_an_empty_batch_is_a_step_of_noise(make_private: Make, data: LabelledIma
     assert live.totals.tolist() == [0, 0, 0]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_sample_whose_gradient_is_not_finite_moves_no_weight_beyond_its_share(
+    make_private: Make, value: float
+) -> None:
+    training = make_private(QUIET, optimizer={"lr": 1.0, "momentum": 0.0}, image_shape=(4,))
+    live, step = step_of(training)
+    before = nn.utils.parameters_to_vector(live.model.parameters()).detach()
+    step(0, torch.tensor([[value] * 4, [1.0] * 4]), torch.tensor([0, 1]))
+    moved = nn.utils.parameters_to_vector(live.model.parameters()).detach() - before
+    assert moved.isfinite().all()
+    assert 0 < moved.norm().item() < 2.001 * CLIP / training.recipe.batch_size
+
+
 def test_an_epoch_may_have_empty_batches(make_private: Make, data: LabelledImages) -> None:
     training = make_private(batch_size=1, image_shape=(16, 16, 3), input_size=8, augment=["crop"])
     sizes = [len(labels) for _, labels in batches_of(training, data).epoch("key", 0)]

@@ -32,7 +32,8 @@ SECURE = PRIVATE_MLP | {"dp": {"noise_multiplier": 1.0, "delta": DELTA, "noise":
 
 
 def make_run(folder: Path, recipe: dict[str, object] = PRIVATE_MLP) -> Run:
-    return Run.create(small_config(folder, recipe=recipe, placement=PLACES), dataset=dataset(all_samples()))
+    chosen = {"seed": SEED} | recipe
+    return Run.create(small_config(folder, recipe=chosen, placement=PLACES), dataset=dataset(all_samples()))
 
 
 @pytest.fixture
@@ -174,6 +175,17 @@ def test_a_delta_that_says_nothing_makes_the_figure_no_guarantee(tmp_path: Path)
     assert "NO GUARANTEE: delta 0.01 is not below 1 / samples, 240 of them" in found.label
 
 
+@pytest.mark.parametrize(
+    ("recipe", "is_secret"), [(PRIVATE_MLP, False), (SECURE, True)], ids=["reproducible", "secure"]
+)
+def test_a_seed_that_can_be_guessed_makes_the_figure_no_guarantee(
+    recipe: dict[str, object], is_secret: bool, tmp_path: Path
+) -> None:
+    assert not spent_by(make_run(tmp_path / "long", recipe)).doubts
+    found = spent_by(make_run(tmp_path / "short", recipe | {"seed": 7}))
+    assert ("NO GUARANTEE: recipe.seed has fewer than 64 bits" in found.label) is not is_secret
+
+
 # What a check says.
 
 
@@ -191,7 +203,9 @@ def test_a_lost_charge_is_found_and_counted_all_the_same(run: Run) -> None:
     found = check(run.store)
     assert problems(found) == {path: "is not there, and its stage was trained"}
     assert not found.findings[0].repairable
-    assert spent_by(run) == before
+    assert by_place(spent_by(run)) == by_place(before)
+    assert not before.doubts
+    assert "NO GUARANTEE: 1 training has no charge left" in spent_by(run).label
 
 
 def test_the_lost_charge_of_a_purged_stage_is_found(run: Run) -> None:
@@ -200,6 +214,28 @@ def test_the_lost_charge_of_a_purged_stage_is_found(run: Run) -> None:
     run.unlearn(runner="local")
     run.store.delete([gone.path or ""])
     assert problems(check(run.store)) == {gone.path: "is not there, and its stage was trained"}
+    assert spent_by(run).doubts == (lost_text("1 training has"),)
+
+
+def lost_text(many: str) -> str:
+    return f"{many} no charge left, so more may have been spent: run `ray-sisa check`"
+
+
+def test_a_store_that_lost_its_charges_makes_no_clean_claim(run: Run) -> None:
+    run.forget(samples=run.sample_ids(0, 1)[:1])
+    run.unlearn(runner="local")
+    run.store.delete(sorted(run.store.sizes(SPENT)))
+    assert spent_by(run).doubts == (lost_text("5 trainings have"),)  # four stages that are there, one that voted
+
+
+def test_a_gap_in_the_numbers_of_charges_is_a_doubt(tmp_path: Path) -> None:
+    run = make_run(tmp_path, SECURE)
+    stage = run.live.chains(run.ledger())[0].stages[0]
+    for _ in range(3):
+        charge(run.store, stage, run.record.training)
+    assert not spent_by(run).doubts
+    run.store.delete([numbered(charges(stage.key), 2)])
+    assert spent_by(run).doubts == (lost_text("1 training has"),)
 
 
 CHANGES: dict[str, Callable[[Charge], dict[str, object]]] = {
@@ -272,7 +308,7 @@ def test_the_report_tells_it(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("recipe", [PRIVATE_MLP, SECURE, MLP], ids=["reproducible", "secure", "none"])
 def test_nothing_that_is_handed_out_tells_the_seed_of_a_private_run(recipe: dict[str, object], tmp_path: Path) -> None:
-    run = make_run(tmp_path, recipe | {"seed": SEED})
+    run = make_run(tmp_path, recipe)
     run.train(runner="local")
     write_report(run, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
