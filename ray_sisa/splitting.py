@@ -89,9 +89,10 @@ def split(
     """The device part, up to and with a layer, and the server part: what follows it.
 
     Both are copies in evaluation mode, where `server(device(images))` is `model(images)` in every bit unless there is
-    noise. The server part has no way to the images but what the device part returns. Not so for a network that writes
-    in place through a view, or whose activations have something else than images in their first dimension and that
-    counts its images later: see `check_parts`.
+    noise. The server part has no way to the images but what the device part returns, and does not write over that.
+
+    Not so for a network that writes in place through a view, or whose activations have something else than images in
+    their first dimension and that counts its images later: see `check_parts`.
 
     Args:
         model: any network that `torch.fx` can trace.
@@ -107,6 +108,7 @@ def split(
     if layer not in dict(model.named_modules()) or not layer:
         raise ConfigError("layer", layer, "is no layer of the network", _remedy(model))
     trace = _trace(model, leaf=layer)
+    _write_nowhere(model, trace.graph)
     outputs = trace.outputs.get(layer, [])
     if len(outputs) != 1:
         rule = f"is run {len(outputs)} times for one image, and a network is cut at what is run once"
@@ -206,6 +208,19 @@ def _follow_writes(model: nn.Module, graph: fx.Graph) -> None:
         written = _written(model, node)
         if written is not None:
             written.replace_all_uses_with(node, delete_user_cb=functools.partial(_is_after, at, node))
+
+
+def _write_nowhere(model: nn.Module, graph: fx.Graph) -> None:
+    """Lets calls that write over what they are given return a tensor of their own: activations stay as intercepted."""
+    for node in list(graph.nodes):
+        written = _written(model, node)
+        if written is None:
+            continue
+        if node.op == "call_module":
+            cast(Any, model.get_submodule(str(node.target))).inplace = False
+            continue
+        with graph.inserting_before(node):
+            node.replace_input_with(written, graph.call_method("clone", (written,)))
 
 
 def _is_after(at: Mapping[fx.Node, int], node: fx.Node, other: fx.Node) -> bool:

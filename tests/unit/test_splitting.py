@@ -160,6 +160,25 @@ def test_what_is_written_in_place_is_in_one_of_the_parts(write: str) -> None:
         check_parts(model, layer, vectors)
 
 
+@pytest.mark.parametrize("write", ["layer", "method", "argument", "function"])
+def test_the_server_part_writes_over_nothing_that_is_intercepted(write: str) -> None:
+    model = InPlace(write)
+    device, server = split(model, "body")
+    sent = device(torch.randn(3, 4))
+    kept = sent.clone()
+    server(sent)
+    assert torch.equal(sent, kept)
+    assert model.relu.inplace  # the network itself is as it was
+
+
+def test_nor_does_that_of_a_network_of_torchvision() -> None:
+    device, server = split(build("torchvision:resnet18", (32, 32, 3)), "bn1")
+    sent = device(torch.randn(2, 3, 32, 32))
+    kept = sent.clone()
+    server(sent)
+    assert torch.equal(sent, kept)
+
+
 class Folded(nn.Module):
     """Positions of all images are rows for a while."""
 
