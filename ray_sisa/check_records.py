@@ -1,4 +1,4 @@
-"""What a check looks at first: run.json, what is written once, requests, ensembles, certificates, evaluations.
+"""What a check looks at first: run.json, what is written once, requests, ensembles, certificates, reports.
 
 From these follows what slices and stages should exist, so it says as well whether they agree. It writes nothing.
 """
@@ -8,10 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from pydantic import TypeAdapter
 
 from ray_sisa import heads, ledger
 from ray_sisa.audit import read_evaluation
-from ray_sisa.digests import END, digest_bytes
+from ray_sisa.digests import END, digest_bytes, unseal
 from ray_sisa.errors import StoreError
 from ray_sisa.findings import REPAIR, UNLEARN, Findings, wrong
 from ray_sisa.layout import (
@@ -41,7 +44,33 @@ REPEATED = "the request is read from the segment that repeats it"
 PUT_BACK = f"{REPAIR}: it is put back as the segment has it"
 PUT_IN_FORCE = f"{REPAIR}: it is removed, and the ensemble put in force anew"
 SERVING = "which ensemble is in force is not known for certain: nobody is served"
+ATTACK_AGAIN = f"{REPAIR}: it is removed; `ray-sisa attack inversion RUN` measures again"
 EVALUATION = re.compile(r"reports/evaluation-(\d{8})-([0-9a-f]{12})\.json")
+INVERSION = re.compile(r"reports/inversion-(\d{8})-([0-9a-f]{12})\.json")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Target:
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Inverted:
+    target: _Target
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Inversion:
+    """What the report of an attack says of the run; its numbers are vouched for by its seal."""
+
+    head: int
+    ensemble_digest: str
+    targets: tuple[_Inverted, ...]
+
+    @property
+    def keys(self) -> set[str]:
+        """Of the stages attacked."""
+        return {key for inverted in self.targets for key in inverted.target.keys}
 
 
 class Records:
@@ -274,8 +303,26 @@ class Records:
                     head = self.heads.get(evaluation.head)
                     if evaluation.complete and head and head.ensemble_digest != evaluation.ensemble_digest:
                         raise wrong(f"is of another ensemble than head {head.number}")
+            elif match := INVERSION.fullmatch(path):
+                with self._found.about(path, remedy=ATTACK_AGAIN):
+                    self._inversion(path, int(match[1]), match[2])
             elif kind_of(path) == REPORTS:
                 self._found.look(path)  # pages and pictures, made anew on request
+
+    def _inversion(self, path: str, number: int, digest: str) -> None:
+        data = self._store.get(path)
+        try:
+            inversion = TypeAdapter(_Inversion).validate_json(unseal(data))
+        except ValueError as error:
+            raise wrong(f"is not a valid report of an attack: {str(error).partition(chr(10))[0]}") from None
+        if inversion.head != number or not digest_bytes(data).startswith(digest):
+            raise wrong("is not the report that it is named after")
+        head = self.heads.get(number)
+        attacked = [c for c in head.constituents if c.key in inversion.keys] if head else []
+        # With requests pending a shard is attacked at an earlier stage than the head names, or not at all.
+        is_of_head = len(attacked) == len(inversion.keys)
+        if head and is_of_head and heads.ensemble_digest(attacked) != inversion.ensemble_digest:
+            raise wrong(f"is of another ensemble than head {number}")
 
 
 def in_segments(store: Store) -> dict[int, bytes]:

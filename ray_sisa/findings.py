@@ -69,6 +69,7 @@ KINDS = {
         "what privacy was spent is not known for certain: `status` and the report cannot say",
         f"{BACKUP}; without one no epsilon of this run can be claimed",
     ),
+    # Those of attacks say another command: see `check_records`.
     "reports": ("a measurement is lost", f"{REPAIR}: it is removed; `ray-sisa evaluate RUN` measures again"),
 }
 _NAMES = re.compile(

@@ -7,6 +7,7 @@ here. Nothing here trains, attacks or opens a store.
 from __future__ import annotations
 
 import copy
+import difflib
 import functools
 import math
 import operator
@@ -89,9 +90,10 @@ def split(
     """The device part, up to and with a layer, and the server part: what follows it.
 
     Both are copies in evaluation mode, where `server(device(images))` is `model(images)` in every bit unless there is
-    noise. The server part has no way to the images but what the device part returns. Not so for a network that writes
-    in place through a view, or whose activations have something else than images in their first dimension and that
-    counts its images later: see `check_parts`.
+    noise. The server part has no way to the images but what the device part returns, and does not write over that.
+
+    Not so for a network that writes in place through a view, or whose activations have something else than images in
+    their first dimension and that counts its images later: see `check_parts`.
 
     Args:
         model: any network that `torch.fx` can trace.
@@ -105,17 +107,18 @@ def split(
     """
     model = copy.deepcopy(model).eval()
     if layer not in dict(model.named_modules()) or not layer:
-        raise ConfigError("layer", layer, "is no layer of the network", _remedy(model))
+        raise ConfigError("layer", layer, "is no layer of the network", _remedy(model, layer))
     trace = _trace(model, leaf=layer)
+    _write_nowhere(model, trace.graph)
     outputs = trace.outputs.get(layer, [])
     if len(outputs) != 1:
         rule = f"is run {len(outputs)} times for one image, and a network is cut at what is run once"
-        raise ConfigError("layer", layer, rule, _remedy(model))
+        raise ConfigError("layer", layer, rule, _remedy(model, layer))
     cut = outputs[0]
     after = _after(trace.graph, cut)
     if after is None:
         rule = "does not see all that the layers after it read: a shortcut, or another branch, passes around it"
-        raise ConfigError("layer", layer, rule, _remedy(model))
+        raise ConfigError("layer", layer, rule, _remedy(model, layer))
     device: nn.Module = fx.GraphModule(model, _device_graph(trace.graph, cut)).eval()
     server = fx.GraphModule(model, _server_graph(trace.graph, cut, after)).eval()
     return device if noise is None else NoisyDevice(device, noise, seed).eval(), server
@@ -206,6 +209,19 @@ def _follow_writes(model: nn.Module, graph: fx.Graph) -> None:
         written = _written(model, node)
         if written is not None:
             written.replace_all_uses_with(node, delete_user_cb=functools.partial(_is_after, at, node))
+
+
+def _write_nowhere(model: nn.Module, graph: fx.Graph) -> None:
+    """Lets calls that write over what they are given return a tensor of their own: activations stay as intercepted."""
+    for node in list(graph.nodes):
+        written = _written(model, node)
+        if written is None:
+            continue
+        if node.op == "call_module":
+            cast(Any, model.get_submodule(str(node.target))).inplace = False
+            continue
+        with graph.inserting_before(node):
+            node.replace_input_with(written, graph.call_method("clone", (written,)))
 
 
 def _is_after(at: Mapping[fx.Node, int], node: fx.Node, other: fx.Node) -> bool:
@@ -302,7 +318,14 @@ def _server_graph(graph: fx.Graph, cut: fx.Node, after: set[fx.Node]) -> fx.Grap
     return part
 
 
-def _remedy(model: nn.Module) -> str:
+def _remedy(model: nn.Module, layer: str) -> str:
+    """Where else it can be cut: all layers of a small network; of a large one those of like names and the outermost."""
     names = layers(model)
-    more = f", and {len(names) - _NAMED_IN_ERRORS} more" if len(names) > _NAMED_IN_ERRORS else ""
-    return f"It can be cut at {', '.join(names[:_NAMED_IN_ERRORS])}{more}"
+    if len(names) <= _NAMED_IN_ERRORS:
+        return f"It can be cut at {', '.join(names)}"
+    near = difflib.get_close_matches(layer, names)
+    outermost = sorted((name for name in names if name not in near), key=lambda name: name.count("."))
+    shown = {*near, *outermost[: _NAMED_IN_ERRORS - len(near)]}
+    listed = ", ".join(name for name in names if name in shown)
+    nearest = f"Near are {', '.join(near)}. " if near else ""
+    return f"{nearest}It can be cut at {listed}, and {len(names) - len(shown)} more"

@@ -1,7 +1,8 @@
 """Law: a damaged object is found, never served, and mended where it follows from the rest.
 
 Every kind of object of a run is damaged in every way, one object at a time: in a run with requests done and pending, a
-segment, evaluations, weights to start from, and a stage that was cut short. Nothing is faked but the size of segments.
+segment, evaluations, an attack, weights to start from, and a stage that was cut short. Nothing is faked but the size
+of segments.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ray_sisa.engine.work import Event, StageUnderway
 from ray_sisa.ensemble import Inputs, aggregate, constituent_outputs
 from ray_sisa.errors import SisaError, StoreError
 from ray_sisa.findings import KINDS
+from ray_sisa.inversion.kernel import KernelConfig
 from ray_sisa.layout import HEADS, LEDGER, REMADE, kind_of, numbered
 from ray_sisa.records import Constituent
 from ray_sisa.run import Run
@@ -51,6 +53,7 @@ def grow(run: Run, aggregations: Sequence[Rule]) -> None:
         run.unlearn(runner="local")
     for aggregation in aggregations:
         run.evaluate(runner="local", aggregation=aggregation)
+    run.attack_inversion("linear", digits(400, 40), digits(702, 20), decoder=KernelConfig(), runner="local")
     approximate_one_stage(run)
     run.forget(samples=run.sample_ids(0, 2)[1:2])
     saves = iter(range(3)[::-1])

@@ -21,9 +21,11 @@ from ray_sisa import ledger
 from ray_sisa.check import Checked, check, repair
 from ray_sisa.cli import app
 from ray_sisa.data import Dataset
+from ray_sisa.digests import digest_bytes, seal, unseal
 from ray_sisa.engine.work import StageUnderway
 from ray_sisa.errors import BusyError, StoreError
 from ray_sisa.findings import KINDS, REPAIR, Findings, is_name, wrong
+from ray_sisa.inversion.kernel import KernelConfig
 from ray_sisa.layout import (
     CERTIFICATES,
     HEADS,
@@ -315,6 +317,32 @@ def test_reports_that_are_no_evaluation_are_no_concern_of_a_check(run: Run) -> N
     for name in ("report.html", "mine.json"):
         run.store.put(report(name), b"?")
     assert check(run.store).ok
+
+
+def test_the_report_of_an_attack_is_sealed_named_by_its_content_and_of_its_head(run: Run) -> None:
+    run.attack_inversion("linear", digits(400, 40), digits(702, 20), decoder=KernelConfig(), runner="local")
+    (path,) = (path for path in run.store.sizes("reports") if "inversion" in path)
+    assert check(run.store).ok
+    data, head = run.store.get(path), run.status().ensemble_digest
+    assert head is not None
+    other = seal(unseal(data).replace(head.encode(), DIGEST.encode()))
+    strange = report(f"inversion-{int(path[18:26]):08d}-{digest_bytes(other)[:12]}.json")
+    renamed = path.replace("inversion-0", "inversion-1")
+    for where, content, problem in (
+        (path, data[:-1], "is not a valid report of an attack"),
+        (path, other, "is not the report that it is named after"),
+        (renamed, data, "is not the report that it is named after"),
+        (strange, other, "is of another ensemble than head"),
+    ):
+        run.store.delete([path])
+        run.store.put(where, content)
+        (finding,) = check(run.store).findings
+        assert (finding.path, finding.repairable) == (where, True)
+        assert problem in finding.problem
+        assert "attack inversion" in finding.remedy
+        repair(run.store, check(run.store))
+        assert check(run.store).ok
+        assert where not in run.store.sizes("")
 
 
 # Repair.

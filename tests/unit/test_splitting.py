@@ -74,6 +74,21 @@ def test_what_a_shortcut_passes_around_cannot_be_cut() -> None:
         split(model, "")
 
 
+def test_of_a_large_network_the_nearest_and_the_outermost_layers_are_named() -> None:
+    blocks = [nn.Sequential(*[nn.Linear(2, 2) for _ in range(4)]) for _ in range(10)]
+    model = nn.Sequential()
+    model.add_module("blocks", nn.Sequential(*blocks))
+    model.add_module("head", nn.Linear(2, 2))
+    with pytest.raises(ConfigError) as refused:
+        split(model, "blocks.7.11")
+    near, listed = refused.value.remedy.removeprefix("Near are ").split(". It can be cut at ")
+    *named, more = listed.split(", ")
+    assert "blocks.7.1" in near.split(", ")
+    assert {"blocks", "head", *(f"blocks.{number}" for number in range(10)), *near.split(", ")} <= set(named)
+    assert named == [name for name in layers(model) if name in named]
+    assert (len(named), more) == (24, f"and {len(layers(model)) - 24} more")
+
+
 class Twice(nn.Module):
     """One layer run twice, a batch size read after it, and an empty group of layers."""
 
@@ -158,6 +173,25 @@ def test_what_is_written_in_place_is_in_one_of_the_parts(write: str) -> None:
         device, server = split(model, layer)
         assert torch.equal(server(device(vectors)), model(vectors)), layer
         check_parts(model, layer, vectors)
+
+
+@pytest.mark.parametrize("write", ["layer", "method", "argument", "function"])
+def test_the_server_part_writes_over_nothing_that_is_intercepted(write: str) -> None:
+    model = InPlace(write)
+    device, server = split(model, "body")
+    sent = device(torch.randn(3, 4))
+    kept = sent.clone()
+    server(sent)
+    assert torch.equal(sent, kept)
+    assert model.relu.inplace  # the network itself is as it was
+
+
+def test_nor_does_that_of_a_network_of_torchvision() -> None:
+    device, server = split(build("torchvision:resnet18", (32, 32, 3)), "bn1")
+    sent = device(torch.randn(2, 3, 32, 32))
+    kept = sent.clone()
+    server(sent)
+    assert torch.equal(sent, kept)
 
 
 class Folded(nn.Module):
