@@ -32,12 +32,16 @@ def history(store: Store, since: int = 1) -> list[Head]:
             if not found:
                 raise
             # What is in force does not depend on it: requests may only seem to have been effective later.
-            logger.warning("a head of the past is passed over: %s", error)
+            _pass_over(error)
             continue
         found.append(head)
         if head.complete and head.ledger < since:
             break
     return found[::-1]
+
+
+def _pass_over(error: StoreError) -> None:
+    logger.warning("a head of the past is passed over: %s", error)
 
 
 def ever_named(store: Store) -> set[str]:
@@ -48,7 +52,7 @@ def ever_named(store: Store) -> set[str]:
         try:
             head = store.parse(path, data, Head) if data is not None else None
         except StoreError as error:
-            logger.warning("a head of the past is passed over: %s", error)
+            _pass_over(error)
             continue
         found |= {each.key for each in head.constituents} if head else set()
     return found
