@@ -99,7 +99,6 @@ SMOKE = Preset(
 
 CPU = Preset(
     name="cpu",
-    faithful_sides=(105, 35),
     side=35,
     seeds=(0, 1, 2),
     honest_noise_multipliers=(0.7, 0.3),
@@ -107,7 +106,7 @@ CPU = Preset(
     private_epochs=10,
     nopeek=(5.0,),
     faithful_attackers=(STUDY, {"style": KERNEL}),
-    attackers=({"style": KERNEL},),
+    attackers=({"style": KERNEL}, STUDY),
 )
 
 GPU = Preset(
