@@ -100,8 +100,9 @@ class Exits(Linear):
 class Disturbed(Linear):
     """Trains undisturbed, but for the files in the folder.
 
-    `slow`: each batch takes longer. `waits`, `stops`, `hungry`: the first process to come to its second stage takes the
-    file, by giving it its process id as an ending, and waits for ever, stops itself, or takes ever more memory.
+    `slow`: each batch takes longer. `held`: no process goes on with its second stage as long as the file is there.
+    `waits`, `stops`, `hungry`: the first process to come to its second stage takes the file, by giving it its process
+    id as an ending, and waits for ever, stops itself, or takes ever more memory.
     """
 
     stages_begun = 0  # in this process
@@ -123,6 +124,8 @@ class Disturbed(Linear):
     def _disturb(self) -> None:
         if Disturbed.stages_begun < 2:
             return
+        while (_folder() / "held").exists():
+            time.sleep(BATCH_S)
         if _takes("waits"):
             signal.pause()
         if _takes("stops"):
