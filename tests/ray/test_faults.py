@@ -250,7 +250,7 @@ def test_workers_killed_at_any_moment_one_by_one_and_all_at_once(
                 (notes / "held").unlink()
 
         def alive() -> list[int]:
-            return sorted(pid for pid in {place.pid for place in list(runner.at.values())} if is_alive(pid))
+            return sorted({place.pid for place in list(runner.at.values())} - set(killed))
 
         with meanwhile(kill):
             run.train(runner=runner)
