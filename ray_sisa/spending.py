@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from ray_sisa.clock import now
 from ray_sisa.composition import Mechanism, Spent, compose
-from ray_sisa.config import DpConfig, TrainingRecipe
+from ray_sisa.config import TrainingRecipe
+from ray_sisa.defences import DpConfig
 from ray_sisa.heads import ever_named
 from ray_sisa.layout import SPENT, charges, kind_of
 from ray_sisa.ledger import Ledger
