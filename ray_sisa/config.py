@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+# A user writes these too, so they are found here as well.
 from ray_sisa.defences import DpConfig as DpConfig
 from ray_sisa.defences import Noise as Noise
 from ray_sisa.defences import NoPeek as NoPeek
