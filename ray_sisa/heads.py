@@ -22,6 +22,19 @@ def latest_head(store: Store) -> Head | None:
     return store.read(numbered(HEADS, numbers[-1]), Head) if numbers else None
 
 
+def head_in_force(store: Store) -> Head:
+    """The latest head.
+
+    Raises:
+        StoreError: there is none yet.
+    """
+    head = latest_head(store)
+    if head is None:
+        rule = "has no ensemble yet: its training has not ended"
+        raise StoreError("run", store.uri, rule, "Run `ray-sisa train` to its end")
+    return head
+
+
 def history(store: Store, since: int = 1) -> list[Head]:
     """The heads that respect request `since` or a later one, and the complete head before them; the oldest first."""
     found: list[Head] = []

@@ -13,21 +13,21 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
+from ray_sisa import heads
 from ray_sisa.augment import Normalise
 from ray_sisa.clock import now
 from ray_sisa.config import TrainingRecipe
 from ray_sisa.digests import derive_seed, digest_bytes, seal
-from ray_sisa.engine.runner import Runner, device_of
+from ray_sisa.engine.runner import Runner, RunnerName, device_of, open_runner
 from ray_sisa.errors import ConfigError, DataError, StoreError
 from ray_sisa.evaluation.inversion import Reconstruction, measure
-from ray_sisa.heads import ensemble_digest
 from ray_sisa.inversion.attack import AttackEpoch, DecoderConfig, decoder_epochs, reconstruct
 from ray_sisa.inversion.baselines import linear_code, mean_image
 from ray_sisa.inversion.kernel import KernelConfig, check_clusters, fit_kernel
@@ -42,9 +42,12 @@ from ray_sisa.stages import load_stage
 from ray_sisa.store import Store
 from ray_sisa.training import Weights, initial_state, load_network, reproducible, to_tensor
 
+if TYPE_CHECKING:
+    from ray_sisa.run import Run
+
 Targets = Literal["constituents", "ensemble"]
 AttackerConfig = DecoderConfig | KernelConfig
-RANDOM = "random weights"
+RANDOM, CODE, MEAN = "random weights", "linear code", "mean image"
 _AT_ONCE = 256  # images asked about together
 _SHOWN = 12  # victims in a picture
 _TRIED = 3  # images of noise that both parts of a network are tried on
@@ -149,70 +152,88 @@ class _Answer:
 
 
 def invert(
-    *,
-    store: Store,
-    run: RunRecord,
-    head: Head,
-    constituents: Sequence[Constituent],
+    run: Run,
     layer: str,
     public: Samples,
     victims: Samples,
+    *,
     clusters: Sequence[str] | None,
     public_clusters: Sequence[str] | None,
     targets: Targets,
     noise: ActivationNoise | None,
-    decoder: AttackerConfig,
-    white_box: SearchConfig | None,
+    decoder: AttackerConfig | None,
+    white_box: bool,
     pictures: Path | None,
-    runner: Runner,
+    runner: RunnerName | Runner,
     tell: Callable[[str, AttackEpoch], None],
 ) -> InversionReport:
-    """Attacks the constituents of a head, or all together, and keeps the numbers in the run: see `Run`."""
-    check(run.training, layer)
+    """Attacks the constituents in force, or all together, and keeps the numbers in the run: see `Run`."""
+    head = heads.head_in_force(run.store)
+    constituents = run.in_force(run.ledger(), head)
+    check(run.record.training, layer)
     if not constituents:
         raise DataError("ensemble", "0 constituents", "no constituent is left to attack", "Unlearn first")
-    kept, named = _distinct(run.training, public, victims, clusters)
+    kept, named = _distinct(run.record.training, public, victims, clusters)
     of_public = public.labels if public_clusters is None else np.array(public_clusters)
     if isinstance(decoder, KernelConfig):
         check_clusters(of_public, len(public))
     plan = Plan(
-        store=store,
-        run=run,
+        store=run.store,
+        run=run.record,
         layer=layer,
         public=public.images,
         public_clusters=of_public,
         victims=victims.images[kept],
         clusters=named[kept],
         noise=noise,
-        decoder=decoder,
-        white_box=white_box,
-        device=device_of(run.config.scaling),
+        decoder=decoder or DecoderConfig(),
+        white_box=SearchConfig() if white_box else None,
+        device=device_of(run.record.config.scaling),
     )
     wanted = _targets(constituents, targets)
-    found = cast(list[_Answer], runner.map(attack, plan, wanted, lambda number, told: tell(wanted[number].name, told)))
-    coded = linear_code(plan.public, plan.victims, int(np.prod(found[0].inverted.activation_shape)))
-    mean = np.broadcast_to(mean_image(plan.public), plan.victims.shape)
-    made = InversionReport(
+    with open_runner(runner, run.record.config.scaling) as opened:
+        found = opened.map(attack, plan, wanted, lambda number, told: tell(wanted[number].name, told))
+    answers = cast(list[_Answer], found)
+    baselines = _baselines(plan, answers)
+    made = _report(plan, head, constituents, answers, baselines, len(victims) - len(kept))
+    content = seal(TypeAdapter(InversionReport).dump_json(made, indent=1))
+    run.store.create(report(f"inversion-{head.number:08d}-{digest_bytes(content)[:12]}.json"), content)
+    if pictures is not None:
+        _draw(pictures, plan, answers, {name: images[plan.shown] for name, images in baselines.items()})
+    return made
+
+
+def _baselines(plan: Plan, answers: Sequence[_Answer]) -> dict[str, np.ndarray]:
+    """What can be had without an attack: the code has as many numbers as are intercepted of the first target."""
+    coded = linear_code(plan.public, plan.victims, int(np.prod(answers[0].inverted.activation_shape)))
+    return {CODE: coded, MEAN: np.broadcast_to(mean_image(plan.public), plan.victims.shape)}
+
+
+def _report(
+    plan: Plan,
+    head: Head,
+    constituents: Sequence[Constituent],
+    answers: Sequence[_Answer],
+    baselines: Mapping[str, np.ndarray],
+    num_left_out: int,
+) -> InversionReport:
+    *attacked, random = (answer.inverted for answer in answers)
+    return InversionReport(
         head=head.number,
-        ensemble_digest=ensemble_digest(constituents),
-        layer=layer,
-        noise=None if noise is None else str(noise),
-        decoder=decoder,
-        white_box=white_box,
-        num_public=len(public),
-        num_victims=len(kept),
-        num_left_out=len(victims) - len(kept),
-        targets=tuple(answer.inverted for answer in found[:-1]),
-        random_weights=found[-1].inverted,
-        linear_code=_measure(plan, coded),
-        mean_image=_measure(plan, mean),
+        ensemble_digest=heads.ensemble_digest(constituents),
+        layer=plan.layer,
+        noise=None if plan.noise is None else str(plan.noise),
+        decoder=plan.decoder,
+        white_box=plan.white_box,
+        num_public=len(plan.public),
+        num_victims=len(plan.victims),
+        num_left_out=num_left_out,
+        targets=tuple(attacked),
+        random_weights=random,
+        linear_code=_measure(plan, baselines[CODE]),
+        mean_image=_measure(plan, baselines[MEAN]),
         measured_at=now(),
     )
-    content = seal(TypeAdapter(InversionReport).dump_json(made, indent=1))
-    store.create(report(f"inversion-{head.number:08d}-{digest_bytes(content)[:12]}.json"), content)
-    if pictures is not None:
-        _draw(pictures, plan, found, {"linear code": coded[plan.shown], "mean image": mean[plan.shown]})
-    return made
 
 
 def check(training: TrainingRecipe, layer: str) -> None:

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ray_sisa.check import Checked
+    from ray_sisa.forgetting import Forgotten
     from ray_sisa.planning import Plan
     from ray_sisa.reconcile import Reconciliation
-    from ray_sisa.run import Forgotten
     from ray_sisa.spending import PrivacySpent
     from ray_sisa.status import Status
     from ray_sisa.verify import Verification
