@@ -53,7 +53,8 @@ class ShardEvaluation:
 class ShardMembership:
     """The attack on one constituent.
 
-    `held` is against the members that its shard held (None where it held too few to attack), `whole` against all.
+    `held` is against the members that its shard held, `whole` against all; None where these are too few to attack, or
+    losses are not numbers.
     """
 
     shard: int
@@ -265,4 +266,6 @@ def _memberships(
 def _attack(members: np.ndarray, test: np.ndarray) -> Membership | None:
     if len(members) < MIN_PER_CLASS or len(test) < 2 * MIN_PER_CLASS:
         return None  # too few to attack: reported as such, not as a number
+    if np.isnan(members).any() or np.isnan(test).any():
+        return None  # of a network that diverged: likewise
     return membership_inference(members, test)

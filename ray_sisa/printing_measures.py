@@ -188,7 +188,9 @@ def _reconstruction(found: Reconstruction) -> str:
     return f"mse {found.mse.value:.4f}, R2 {_interval(found.r2)}, SSIM {found.ssim.value:.2f}, {top1}"
 
 
-def _interval(found: Estimate) -> str:
+def _interval(found: Estimate | None) -> str:
+    if found is None:
+        return "none: all victims are the mean image"
     if found.low is None or found.high is None:
         return f"{found.value:.2f}"
     return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
