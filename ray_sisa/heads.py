@@ -57,17 +57,17 @@ def _pass_over(error: StoreError) -> None:
     logger.warning("a head of the past is passed over: %s", error)
 
 
-def ever_named(store: Store) -> set[str]:
-    """Keys of the stages that ever voted, as far as heads can be read."""
+def readable(store: Store) -> list[Head]:
+    """All heads there ever were, the oldest first, as far as they can be read."""
     paths = [numbered(HEADS, number) for number in store.numbers(HEADS)]
-    found: set[str] = set()
+    found: list[Head] = []
     for path, data in zip(paths, store.find_all(paths), strict=True):
         try:
             head = store.parse(path, data, Head) if data is not None else None
         except StoreError as error:
             _pass_over(error)
             continue
-        found |= {each.key for each in head.constituents} if head else set()
+        found += [head] if head else []
     return found
 
 
