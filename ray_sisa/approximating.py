@@ -94,8 +94,8 @@ def approximate(work: Approximating, method: AnyMethod) -> Approximation:
     made = unlearn(
         method,
         start=start,
-        retained=_arrays(retained),
-        forget=_arrays(forget),
+        retained=LabelledImages.of(retained),
+        forget=LabelledImages.of(forget),
         training=training,
         key=key,
         device=work.device,
@@ -157,10 +157,6 @@ def _split(samples: Samples, forget: set[str]) -> tuple[Samples, Samples]:
     """What is retained and what is to be forgotten, both in the order of the slice."""
     is_named = np.array([i in forget for i in samples.ids.to_pylist()], dtype=bool)
     return samples.take(np.flatnonzero(~is_named)), samples.take(np.flatnonzero(is_named))
-
-
-def _arrays(samples: Samples) -> LabelledImages:
-    return LabelledImages(images=samples.images, labels=samples.labels)
 
 
 def _tell(method: AnyMethod, passed: EpochPassed) -> None:

@@ -5,30 +5,39 @@ Outputs come from the runner, one job a constituent; all that is made of them is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import TypeAdapter
 
+from ray_sisa import approximations, heads, preprocessing
 from ray_sisa.approximating import approximate_outputs
 from ray_sisa.clock import now
-from ray_sisa.digests import digest_bytes, unseal
-from ray_sisa.engine.runner import Runner, device_of
+from ray_sisa.config import DataConfig
+from ray_sisa.digests import digest_bytes, seal, unseal
+from ray_sisa.engine.runner import Runner, RunnerName, device_of, open_runner
 from ray_sisa.ensemble import Inputs, aggregate, constituent_outputs
-from ray_sisa.errors import DataError, StoreError
+from ray_sisa.errors import DataError, RequestError, StoreError
 from ray_sisa.evaluation.accuracy import Accuracy, accuracy, cross_entropy
 from ray_sisa.evaluation.membership import MIN_PER_CLASS, Membership, membership_inference
 from ray_sisa.features import features_of
-from ray_sisa.heads import ensemble_digest
-from ray_sisa.layout import damaged, report
-from ray_sisa.members import Members
+from ray_sisa.layout import REPORTS, damaged, report
+from ray_sisa.ledger import Ledger
+from ray_sisa.members import Members, select, shards_to_forget
 from ray_sisa.records import Approximation, Constituent, Head, RunRecord
 from ray_sisa.samples import Samples, concatenate
+from ray_sisa.slices import read_test
 from ray_sisa.store import Store
 from ray_sisa.voting import Rule
 
+if TYPE_CHECKING:
+    from ray_sisa.run import Run
+
 TINY = np.finfo(np.float32).tiny  # in place of a probability of 0, whose logarithm is infinite
+_NAME = re.compile(r"/evaluation-[^/]+\.json$")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +53,8 @@ class ShardEvaluation:
 class ShardMembership:
     """The attack on one constituent.
 
-    `held` is against the members that its shard held (None where it held too few to attack), `whole` against all.
+    `held` is against the members that its shard held, `whole` against all; None where these are too few to attack, or
+    losses are not numbers.
     """
 
     shard: int
@@ -98,7 +108,64 @@ def read_evaluation(store: Store, path: str) -> Evaluation:
     return evaluation
 
 
+def read_evaluations(store: Store) -> list[Evaluation]:
+    """All evaluations that a store keeps, the oldest first.
+
+    Raises:
+        StoreError: one is not what was written.
+    """
+    found = [read_evaluation(store, path) for path in store.sizes(REPORTS) if _NAME.search(path)]
+    return sorted(found, key=lambda evaluation: evaluation.measured_at)
+
+
 def evaluate(
+    run: Run,
+    *,
+    forget: int | Iterable[str] | None,
+    source: DataConfig | None,
+    aggregation: Rule,
+    runner: RunnerName | Runner,
+    approximation: str | None,
+) -> Evaluation:
+    """Evaluates the ensemble in force, or an approximate model in its place, and keeps it in the run: see `Run`."""
+    head, ledger = heads.head_in_force(run.store), run.ledger()
+    if source is not None:
+        preprocessing.check_source(source, run.record.training)
+    if run.record.test_digest is None:
+        raise RequestError("data.test", "none", "an evaluation needs a test set", "Make a run with data.test")
+    constituents = run.in_force(ledger, head)
+    shard_of = None if forget is None else shards_to_forget(run, ledger, forget)
+    model = _chosen(run, approximation, shard_of, ledger) if approximation else None
+    members, retain = select(run, ledger, constituents, shard_of, source)
+    present = run.store.slice_digests()  # where a request is being completed, a smaller slice follows its features
+    with open_runner(runner, run.record.config.scaling) as opened:
+        evaluation = _measure(
+            store=run.store,
+            run=run.record,
+            head=head,
+            constituents=constituents,
+            test=read_test(run.store, run.record.test_digest),
+            members=members,
+            retain=retain,
+            runner=opened,
+            rule=aggregation,
+            forget_request=forget if isinstance(forget, int) else None,
+            slices=sorted(present & {s.slice_digest for c in run.live.chains(ledger) for s in c.stages}),
+            approximation=model,
+        )
+    content = seal(TypeAdapter(Evaluation).dump_json(evaluation, indent=1))
+    run.store.create(report(name_of(head.number, content)), content)
+    return evaluation
+
+
+def _chosen(run: Run, wanted: str, shard_of: dict[str, int] | None, ledger: Ledger) -> Approximation:
+    """The approximation that is meant, made for a forget set if one is given."""
+    approximations.the_one_stage(run.store, run.record, run.live, ledger)
+    digest = None if shard_of is None else approximations.digest_of_ids(shard_of)
+    return approximations.choose(run.approximations(), wanted, digest)
+
+
+def _measure(
     *,
     store: Store,
     run: RunRecord,
@@ -108,29 +175,14 @@ def evaluate(
     members: Members,
     retain: Samples | None,
     runner: Runner,
-    rule: Rule = "mean",
-    forget_request: int | None = None,
-    slices: Sequence[str] = (),
-    approximation: Approximation | None = None,
+    rule: Rule,
+    forget_request: int | None,
+    slices: Sequence[str],
+    approximation: Approximation | None,
 ) -> Evaluation:
-    """Evaluates an ensemble, or an approximate model in its place.
+    """Measures who votes, or `approximation` in their place; there are `retain` exactly if members are a forget set.
 
-    Args:
-        store: of the run.
-        run: its record.
-        head: the head evaluated.
-        constituents: who votes.
-        test: held-out samples.
-        members: the forget set, or training samples where nothing is to be forgotten.
-        retain: live samples; given exactly if `members` is a forget set.
-        runner: where the constituents are run.
-        rule: of aggregation.
-        forget_request: number of the request that names the forget set, if it is one.
-        slices: digests of live slices, whose features are read where they are stored.
-        approximation: the model that answers in place of the one constituent.
-
-    Raises:
-        DataError: no constituent is left.
+    Features of `slices`, by digest, and of the test set are read where they are stored.
     """
     parts = [test, members.samples, *([retain] if retain is not None else [])]
     everything, device = concatenate(parts), device_of(run.config.scaling)
@@ -158,7 +210,7 @@ def evaluate(
 
     return Evaluation(
         head=head.number,
-        ensemble_digest=ensemble_digest(constituents),
+        ensemble_digest=heads.ensemble_digest(constituents),
         complete=head.complete and tuple(constituents) == head.constituents,
         aggregation=rule,
         test=measured(on_test),
@@ -214,4 +266,6 @@ def _memberships(
 def _attack(members: np.ndarray, test: np.ndarray) -> Membership | None:
     if len(members) < MIN_PER_CLASS or len(test) < 2 * MIN_PER_CLASS:
         return None  # too few to attack: reported as such, not as a number
+    if np.isnan(members).any() or np.isnan(test).any():
+        return None  # of a network that diverged: likewise
     return membership_inference(members, test)

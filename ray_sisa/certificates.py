@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from ray_sisa import heads
 from ray_sisa.clock import now
-from ray_sisa.layout import CERTIFICATES, numbered
+from ray_sisa.errors import StoreError
+from ray_sisa.layout import CERTIFICATES, damaged, numbered
 from ray_sisa.ledger import Ledger, deleted_by_shard, first_slices
 from ray_sisa.lineage import Chain
 from ray_sisa.live import LiveSet
@@ -63,6 +64,20 @@ def certify(store: Store, live: LiveSet, ledger: Ledger) -> tuple[Certificate, .
                 store.create(numbered(CERTIFICATES, request.number), certificate.to_bytes())
                 written.append(certificate)
     return tuple(written)
+
+
+def read_certificates(store: Store, ledger: Ledger) -> list[Certificate]:
+    """What was done for each completed request.
+
+    Raises:
+        StoreError: one is damaged, or is not of the request that the ledger has.
+    """
+    found = [store.read(numbered(CERTIFICATES, number), Certificate) for number in store.numbers(CERTIFICATES)]
+    for certificate in found:
+        if [certificate.request_digest] != list(ledger.digests[certificate.request - 1 : certificate.request]):
+            rule = f"is not of request {certificate.request} as the ledger has it"
+            raise StoreError(store.where(certificate.path), "", rule, damaged(certificate.path))
+    return found
 
 
 def _batches(history: Sequence[Head], live: LiveSet, ledger: Ledger, certified: set[int]) -> Iterator[_Batch]:

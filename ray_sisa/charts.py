@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from ray_sisa.printing import no_attack
+from ray_sisa.printing_measures import no_attack
 from ray_sisa.records import StageRecord
 
 if TYPE_CHECKING:

@@ -147,7 +147,7 @@ def _whole_run(store: Store, found: Findings) -> bool:
     if sound:
         head = records.heads[max(records.heads)] if records.heads else None
         Models(store, live, records.ledger, head, found).look()
-        look_at_charges(store, run, live.chains(records.ledger), records.heads.values(), found)
+        look_at_charges(store, live, records.ledger, records.heads.values(), found)
     else:
         # What should exist follows from these: where they do not agree, nothing can be said to be too much.
         found.seen |= {path for path in found.sizes if path.startswith(("features/", "slices/", "spent/", "stages/"))}

@@ -5,21 +5,22 @@ It writes nothing. No charge is ever removed, so each training that is known of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from ray_sisa.findings import Findings, is_name, wrong
 from ray_sisa.layout import SPENT, charges, kind_of, numbered, stage_record, stage_weights
-from ray_sisa.lineage import Chain, Stage
+from ray_sisa.ledger import Ledger
+from ray_sisa.lineage import Stage
+from ray_sisa.live import LiveSet
 from ray_sisa.records import Charge, Head, RunRecord
-from ray_sisa.spending import charge_of
+from ray_sisa.spending import charge_of, ever_trained
 from ray_sisa.store import Store
 
 
-def look_at_charges(
-    store: Store, run: RunRecord, chains: Sequence[Chain], heads: Iterable[Head], found: Findings
-) -> None:
+def look_at_charges(store: Store, live: LiveSet, ledger: Ledger, heads: Iterable[Head], found: Findings) -> None:
     """Looks at all charges, and for those that are lacking, of a run whose index, ledger and heads are sound."""
-    stages = {stage.key: stage for chain in chains for stage in chain.stages}
+    run = live.run
+    stages = {stage.key: stage for chain in live.chains(ledger) for stage in chain.stages}
     numbers: dict[str, set[int]] = {}
     for path in sorted(path for path in found.sizes if kind_of(path) == SPENT and is_name(path)):
         key, number = path.removesuffix(".json").split("/")[1:]
@@ -29,7 +30,7 @@ def look_at_charges(
                 raise wrong("is a charge, and the run is not differentially private")
             _agree(store.read(path, Charge), run, stages)
     if run.training.recipe.dp is not None:
-        _lacking(numbers, _trained(heads, found), found)
+        _lacking(numbers, _committed(found) | ever_trained(live, ledger, heads), found)
 
 
 def _agree(charge: Charge, run: RunRecord, stages: Mapping[str, Stage]) -> None:
@@ -60,11 +61,10 @@ def _retired(charge: Charge, run: RunRecord) -> Stage:
     )
 
 
-def _trained(heads: Iterable[Head], found: Findings) -> set[str]:
-    """Keys of stages that are known to have been trained: those that are committed, and those that ever voted."""
+def _committed(found: Findings) -> set[str]:
+    """Keys of the stages that are there."""
     keys = {path.split("/")[1] for path in found.sizes if kind_of(path) == "stages/stage"}
-    committed = {key for key in keys if {stage_record(key), stage_weights(key)} <= found.sizes.keys()}
-    return committed | {constituent.key for head in heads for constituent in head.constituents}
+    return {key for key in keys if {stage_record(key), stage_weights(key)} <= found.sizes.keys()}
 
 
 def _lacking(numbers: Mapping[str, set[int]], trained: Iterable[str], found: Findings) -> None:

@@ -10,23 +10,37 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ray_sisa import cli_attack, ids, printing
+from ray_sisa import cli_attack, ids, printing, printing_measures
+from ray_sisa.answer import Answer
 from ray_sisa.approximate.methods import METHODS, make_method
-from ray_sisa.command import AsJson, Quiet, RunnerOption, RunUri, SetScaling
+from ray_sisa.command import (
+    AsJson,
+    Quiet,
+    RunnerOption,
+    RunUri,
+    SampleIds,
+    SamplesFile,
+    Set,
+    SetScaling,
+    SubjectIds,
+    SubjectsFile,
+    Wait,
+    listed,
+    named_ids,
+)
 from ray_sisa.command import Command as _Command
 from ray_sisa.command import RunnerChoice as _Runner
 from ray_sisa.command import open_run as _open
 from ray_sisa.config import DataConfig, RunConfig
 from ray_sisa.config_values import load_config
 from ray_sisa.errors import ConfigError, RequestError, SisaError
-from ray_sisa.printing import Answer
 
 if TYPE_CHECKING:
     from ray_sisa.engine.work import Event
@@ -40,23 +54,6 @@ class _Aggregation(StrEnum):
 
 
 Aggregation = Annotated[_Aggregation, typer.Option("--aggregation", help="How the constituents vote.")]
-Wait = Annotated[float, typer.Option("--wait", min=0, metavar="SECONDS", help="Wait so long for another process.")]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a field: recipe.seed=1. Repeatable.")
-]
-SampleIds = Annotated[str | None, typer.Option("--samples", metavar="A,B", help="Ids of samples.")]
-SubjectIds = Annotated[str | None, typer.Option("--subjects", metavar="U,V", help="Ids of subjects.")]
-SamplesFile = Annotated[
-    str | None,
-    typer.Option(
-        "--from",
-        metavar="FILE",
-        help="Ids of samples, one a line; - is standard input. In FILE.jsonl each line is a JSON string or integer, "
-        "for ids with newlines or outer spaces.",
-    ),
-]
-SubjectsFile = Annotated[str | None, typer.Option("--subjects-from", metavar="FILE", help="Ids of subjects, likewise.")]
-
 app = typer.Typer(
     name="ray-sisa",
     help="Distributed SISA training on Ray whose models forget exactly.",
@@ -111,7 +108,7 @@ def forget(
     as_json: AsJson = False,
 ) -> Answer:
     """Acknowledge a deletion request. From then on no reader is served models of these samples."""
-    named = _named(samples, subjects, samples_from, subjects_from)
+    named = named_ids(samples, subjects, samples_from, subjects_from)
     return printing.forgotten(_open(run).forget(**named, reason=reason, key=key, ignore_unknown=ignore_unknown))
 
 
@@ -159,13 +156,13 @@ def approximate(
 
     scaling = [text for text in overrides or () if text.startswith("scaling.")]
     chosen = make_method(method, [text for text in overrides or () if text not in scaling])
-    named = _named(samples, subjects, samples_from, subjects_from)
+    named = named_ids(samples, subjects, samples_from, subjects_from)
     opened = _open(run, scaling)
     known = {made.key for made in opened.approximations()}
     forget, of = named.get("samples", ()), named.get("subjects", ())
     with quietly(quiet):
         made = opened.approximate(chosen, forget=forget, subjects=of, runner=runner.value, wait_s=wait)
-    return printing.approximated(made, was_there=made.key in known)
+    return printing_measures.approximated(made, was_there=made.key in known)
 
 
 @app.command(cls=_Command)
@@ -198,7 +195,7 @@ def evaluate(
         runner=runner.value,
         approximation=approximation,
     )
-    return printing.evaluated(found, with_roc=roc, is_repeatable=opened.record.training.is_repeatable)
+    return printing_measures.evaluated(found, with_roc=roc, is_repeatable=opened.record.training.is_repeatable)
 
 
 @app.command(cls=_Command)
@@ -285,7 +282,7 @@ def plan(
         return printing.planned(planning.plan_config(load_config(target, overrides or ()), requests))
     run = _open(target, overrides)
     if is_named:
-        return printing.planned(planning.plan_forgetting(run, **_named(*names)))
+        return printing.planned(planning.plan_forgetting(run, **named_ids(*names)))
     found = planning.plan_next(run) if requests is None else planning.plan_random_deletions(run, requests)
     return printing.planned(found)
 
@@ -356,27 +353,8 @@ def _progress(run: Run, quiet: bool) -> Callable[[Event], None]:
     return Progress(missing_stages(run), run.record.config.placement.slices)
 
 
-def _named(
-    samples: str | None, subjects: str | None, samples_from: str | None, subjects_from: str | None
-) -> dict[str, Iterable[str]]:
-    """The arguments `samples` or `subjects` that one of the four options gives."""
-    given = [value for value in (samples, subjects, samples_from, subjects_from) if value is not None]
-    if len(given) != 1:
-        rule = "exactly one of --samples, --subjects, --from and --subjects-from must be given"
-        raise RequestError("request", ", ".join(given), rule, "Name what to forget in one way")
-    if samples_from is not None:
-        return {"samples": ids.read("--from", samples_from)}
-    if subjects_from is not None:
-        return {"subjects": ids.read("--subjects-from", subjects_from)}
-    return {"samples": _split(samples)} if samples is not None else {"subjects": _split(subjects or "")}
-
-
-def _split(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
 def _numbers(option: str, text: str) -> list[int]:
-    parts = _split(text)
+    parts = listed(text)
     if not parts or not all(map(_is_number, parts)):
         raise RequestError(option, text, "must be whole numbers with commas between them", "For example 0,2")
     return [int(part) for part in parts]

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ray_sisa import printing
+from ray_sisa import printing_measures
+from ray_sisa.answer import Answer
 from ray_sisa.command import AsJson, Command, Quiet, RunnerChoice, RunnerOption, RunUri, SetScaling, open_run
 from ray_sisa.config import Columns, DataConfig
 from ray_sisa.config_values import load_config
 from ray_sisa.errors import ConfigError
-from ray_sisa.printing import Answer
 
 if TYPE_CHECKING:
     from ray_sisa.inverting import AttackerConfig
@@ -113,7 +113,7 @@ def inversion(
         runner=runner.value,
         tell=attack_progress(quiet),
     )
-    return printing.inverted(made, out)
+    return printing_measures.inverted(made, out)
 
 
 def _attacker(style: _Style, epochs: int | None, seed: int) -> AttackerConfig:

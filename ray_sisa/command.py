@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from ray_sisa import printing
+from ray_sisa import ids, printing
+from ray_sisa.answer import Answer
 from ray_sisa.config_values import override
-from ray_sisa.errors import ConfigError, SisaError
-from ray_sisa.printing import Answer
+from ray_sisa.errors import ConfigError, RequestError, SisaError
 
 if TYPE_CHECKING:
     from ray_sisa.run import Run
@@ -66,6 +66,23 @@ SetScaling = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a field of scaling for this command. Repeatable."),
 ]
 
+Wait = Annotated[float, typer.Option("--wait", min=0, metavar="SECONDS", help="Wait so long for another process.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a field: recipe.seed=1. Repeatable.")
+]
+SampleIds = Annotated[str | None, typer.Option("--samples", metavar="A,B", help="Ids of samples.")]
+SubjectIds = Annotated[str | None, typer.Option("--subjects", metavar="U,V", help="Ids of subjects.")]
+SamplesFile = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="FILE",
+        help="Ids of samples, one a line; - is standard input. In FILE.jsonl each line is a JSON string or integer, "
+        "for ids with newlines or outer spaces.",
+    ),
+]
+SubjectsFile = Annotated[str | None, typer.Option("--subjects-from", metavar="FILE", help="Ids of subjects, likewise.")]
+
 
 def open_run(uri: str, overrides: Sequence[str] | None = None) -> Run:
     """The run at a URI, with other values of scaling."""
@@ -79,3 +96,27 @@ def open_run(uri: str, overrides: Sequence[str] | None = None) -> Run:
             rule = "can only change scaling: all else is fixed for the life of a run"
             raise ConfigError("--set", text, rule, "For example --set scaling.max_concurrent_shards=2")
     return Run.open(uri, override(run.record.config, overrides).scaling)
+
+
+def named_ids(
+    samples: str | None, subjects: str | None, samples_from: str | None, subjects_from: str | None
+) -> dict[str, Iterable[str]]:
+    """The argument `samples` or `subjects` of `Run.forget` that one of the four options gives.
+
+    Raises:
+        RequestError: none is given, or more than one.
+    """
+    given = [value for value in (samples, subjects, samples_from, subjects_from) if value is not None]
+    if len(given) != 1:
+        rule = "exactly one of --samples, --subjects, --from and --subjects-from must be given"
+        raise RequestError("request", ", ".join(given), rule, "Name what to forget in one way")
+    if samples_from is not None:
+        return {"samples": ids.read("--from", samples_from)}
+    if subjects_from is not None:
+        return {"subjects": ids.read("--subjects-from", subjects_from)}
+    return {"samples": listed(samples)} if samples is not None else {"subjects": listed(subjects or "")}
+
+
+def listed(text: str) -> list[str]:
+    """The parts of a text between its commas, those that are empty left out."""
+    return [part.strip() for part in text.split(",") if part.strip()]

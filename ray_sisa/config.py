@@ -10,14 +10,13 @@ import itertools
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+# A user writes these too, so they are found here as well.
+from ray_sisa.defences import DpConfig as DpConfig
+from ray_sisa.defences import Noise as Noise
+from ray_sisa.defences import NoPeek as NoPeek
+from ray_sisa.section import Section
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -26,11 +25,7 @@ LEAST_GPU = 1e-3
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Columns(_Section):
+class Columns(Section):
     """Names of the columns of Parquet files."""
 
     id: str | None = None
@@ -54,7 +49,7 @@ class Columns(_Section):
         return self
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Where samples come from, and the constants that describe them."""
 
     source: str
@@ -91,7 +86,7 @@ class DataConfig(_Section):
         return self
 
 
-class PlacementConfig(_Section):
+class PlacementConfig(Section):
     """The function subject -> (shard, slice), fixed for the life of a run."""
 
     strategy: Literal["hash", "permutation", "distribution_aware"] = "hash"
@@ -113,7 +108,7 @@ class PlacementConfig(_Section):
         return self.strategy == "distribution_aware" or self.slice_order == "churn"
 
 
-class OptimizerConfig(_Section):
+class OptimizerConfig(Section):
     """The optimiser of a stage; its state starts afresh with each stage."""
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"
@@ -138,44 +133,9 @@ def _as_tuple(value: object) -> object:
 
 
 Augmentation = Literal["crop", "flip", "cutout"]
-Noise = Literal["reproducible", "secure"]
 
 
-class DpConfig(_Section):
-    """Differentially private training of every stage: DP-SGD (Abadi et al. 2016) with Poisson sampling."""
-
-    noise_multiplier: Annotated[float, Field(gt=0)] | None = None
-    """Standard deviation of the noise, in units of `max_grad_norm`."""
-    target_epsilon: Annotated[float, Field(gt=0)] | None = None
-    """Largest epsilon of a sample once everything is trained, before any deletion; solved for the noise multiplier."""
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    """L2 norm to which the gradient of each sample is clipped."""
-    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
-    accountant: Literal["prv", "rdp"] = "prv"
-    """How epsilon is bounded: privacy random variables (Gopi et al. 2021) or Renyi (Mironov et al. 2019)."""
-    noise: Noise = "reproducible"
-    """`reproducible`: from the stage key, so that stages can be replayed; whoever knows the key can take the noise off.
-
-    Such noise is only as secret as `seed`. `secure`: from the operating system; such a stage cannot be replayed.
-    """
-
-    @model_validator(mode="after")
-    def _one_way_to_say_how_much(self) -> DpConfig:
-        if (self.noise_multiplier is None) == (self.target_epsilon is None):
-            raise ValueError("noise_multiplier, target_epsilon: exactly one of the two must be given")
-        return self
-
-
-class NoPeek(_Section):
-    """A penalty that makes activations tell less of the input: distance correlation (Vepakomma et al. 2020)."""
-
-    layer: str
-    """Name of the layer whose output leaves the device."""
-    weight: Annotated[float, Field(gt=0)]
-    """What the distance correlation is multiplied by, beside the cross-entropy."""
-
-
-class Recipe(_Section):
+class Recipe(Section):
     """All that determines weights besides samples and placement."""
 
     model: str
@@ -245,7 +205,7 @@ class Recipe(_Section):
         return self
 
 
-class CheckpointEvery(_Section):
+class CheckpointEvery(Section):
     """How often the state inside a stage is saved, so that a long stage that is cut short goes on from there."""
 
     epochs: Count | None = None
@@ -258,10 +218,10 @@ class CheckpointEvery(_Section):
         return self
 
 
-class Scaling(_Section):
+class Scaling(Section):
     """How a run is spread over a cluster; nothing here changes weights, except the device that a GPU brings."""
 
-    resources_per_worker: dict[str, Annotated[float, Field(ge=0)]] = {"CPU": 1}
+    resources_per_worker: dict[str, Annotated[float, Field(ge=0)]] = Field(default={"CPU": 1})
     max_concurrent_shards: Count | None = None
     """Chains in flight at a time; by default as many as the cluster holds."""
     max_failures: Annotated[int, Field(ge=-1)] = 3
@@ -270,7 +230,7 @@ class Scaling(_Section):
     """Workers that one shard may lose to preemption between two of its commits; -1 is without limit."""
     checkpoint_every: CheckpointEvery | None = CheckpointEvery(minutes=10)
     """How often the state inside a stage is saved; null for never."""
-    label_selector: dict[str, str] = {}
+    label_selector: dict[str, str] = Field(default={})
     no_progress_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
 
     @field_validator("resources_per_worker")
@@ -291,13 +251,13 @@ class Scaling(_Section):
         return self.resources_per_worker.get("GPU", 0)
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     """What is measured while training; none of it changes weights."""
 
     test_during_training: Literal["epoch", "stage", "never"] = "stage"
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """One run: its name, data, placement, recipe and scaling."""
 
     name: str = Field(pattern=NAME)
@@ -340,7 +300,7 @@ class RunConfig(_Section):
         return self
 
 
-class TrainingRecipe(_Section):
+class TrainingRecipe(Section):
     """A recipe with all that data and placement add: its digest is in every stage key.
 
     `initial_weights` is the digest of the tensors to start from, or None for random ones.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ray_sisa.errors import DataError, StoreError
-from ray_sisa.heads import in_force, latest_head
+from ray_sisa.heads import head_in_force, in_force
 from ray_sisa.layout import HEADS, LEDGER, RUN, UNREACHABLE, damaged, numbered, stage_weights
 from ray_sisa.ledger import EMPTY, read_ledger
 from ray_sisa.records import Constituent, RunRecord
@@ -49,11 +49,8 @@ class Ensemble:
         """Loads what has come into force since, and lets go of the rest; networks that still vote stay loaded."""
         while self._outdated():
             # The head first: it respects no request that is not in a ledger read after it.
-            head = latest_head(self._store)
+            head = head_in_force(self._store)
             ledger = read_ledger(self._store, self._ledger)
-            if head is None:
-                rule = "has no ensemble yet: its training has not ended"
-                raise StoreError("run", self._store.uri, rule, "Run `ray-sisa train` to its end")
             try:
                 constituents = in_force(self._store, ledger, head)
                 networks = {c.key: self._networks.get(c.key) or self._load(c, head.number) for c in constituents}

@@ -22,6 +22,19 @@ def latest_head(store: Store) -> Head | None:
     return store.read(numbered(HEADS, numbers[-1]), Head) if numbers else None
 
 
+def head_in_force(store: Store) -> Head:
+    """The latest head.
+
+    Raises:
+        StoreError: there is none yet.
+    """
+    head = latest_head(store)
+    if head is None:
+        rule = "has no ensemble yet: its training has not ended"
+        raise StoreError("run", store.uri, rule, "Run `ray-sisa train` to its end")
+    return head
+
+
 def history(store: Store, since: int = 1) -> list[Head]:
     """The heads that respect request `since` or a later one, and the complete head before them; the oldest first."""
     found: list[Head] = []
@@ -44,17 +57,17 @@ def _pass_over(error: StoreError) -> None:
     logger.warning("a head of the past is passed over: %s", error)
 
 
-def ever_named(store: Store) -> set[str]:
-    """Keys of the stages that ever voted, as far as heads can be read."""
+def readable(store: Store) -> list[Head]:
+    """All heads there ever were, the oldest first, as far as they can be read."""
     paths = [numbered(HEADS, number) for number in store.numbers(HEADS)]
-    found: set[str] = set()
+    found: list[Head] = []
     for path, data in zip(paths, store.find_all(paths), strict=True):
         try:
             head = store.parse(path, data, Head) if data is not None else None
         except StoreError as error:
             _pass_over(error)
             continue
-        found |= {each.key for each in head.constituents} if head else set()
+        found += [head] if head else []
     return found
 
 

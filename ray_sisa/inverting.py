@@ -7,47 +7,47 @@ unless the white-box attack is asked for. No picture goes into the run's store: 
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 import torch
 from pydantic import TypeAdapter
-from torch import Tensor, nn
+from torch import Tensor
 
-from ray_sisa.augment import Normalise
+from ray_sisa import heads
 from ray_sisa.clock import now
 from ray_sisa.config import TrainingRecipe
 from ray_sisa.digests import derive_seed, digest_bytes, seal
-from ray_sisa.engine.runner import Runner, device_of
+from ray_sisa.engine.runner import Runner, RunnerName, device_of, open_runner
 from ray_sisa.errors import ConfigError, DataError, StoreError
 from ray_sisa.evaluation.inversion import Reconstruction, measure
-from ray_sisa.heads import ensemble_digest
 from ray_sisa.inversion.attack import AttackEpoch, DecoderConfig, decoder_epochs, reconstruct
 from ray_sisa.inversion.baselines import linear_code, mean_image
+from ray_sisa.inversion.cut import CutNetwork
 from ray_sisa.inversion.kernel import KernelConfig, check_clusters, fit_kernel
 from ray_sisa.inversion.pictures import draw_grid
 from ray_sisa.inversion.white_box import SearchConfig, search
 from ray_sisa.layout import RUN, UNREACHABLE, report
 from ray_sisa.records import Constituent, Head, RunRecord
-from ray_sisa.samples import Samples
+from ray_sisa.samples import Samples, image_digests
 from ray_sisa.slices import read_test
-from ray_sisa.splitting import ActivationNoise, NoisyDevice, check_parts, split
+from ray_sisa.splitting import ActivationNoise
 from ray_sisa.stages import load_stage
 from ray_sisa.store import Store
-from ray_sisa.training import Weights, initial_state, load_network, reproducible, to_tensor
+from ray_sisa.training import initial_state, load_network
+
+if TYPE_CHECKING:
+    from ray_sisa.run import Run
 
 Targets = Literal["constituents", "ensemble"]
 AttackerConfig = DecoderConfig | KernelConfig
-RANDOM = "random weights"
-_AT_ONCE = 256  # images asked about together
+RANDOM, CODE, MEAN = "random weights", "linear code", "mean image"
 _SHOWN = 12  # victims in a picture
-_TRIED = 3  # images of noise that both parts of a network are tried on
 
 logger = logging.getLogger(__name__)
 
@@ -149,70 +149,88 @@ class _Answer:
 
 
 def invert(
-    *,
-    store: Store,
-    run: RunRecord,
-    head: Head,
-    constituents: Sequence[Constituent],
+    run: Run,
     layer: str,
     public: Samples,
     victims: Samples,
+    *,
     clusters: Sequence[str] | None,
     public_clusters: Sequence[str] | None,
     targets: Targets,
     noise: ActivationNoise | None,
-    decoder: AttackerConfig,
-    white_box: SearchConfig | None,
+    decoder: AttackerConfig | None,
+    white_box: bool,
     pictures: Path | None,
-    runner: Runner,
+    runner: RunnerName | Runner,
     tell: Callable[[str, AttackEpoch], None],
 ) -> InversionReport:
-    """Attacks the constituents of a head, or all together, and keeps the numbers in the run: see `Run`."""
-    check(run.training, layer)
+    """Attacks the constituents in force, or all together, and keeps the numbers in the run: see `Run`."""
+    head = heads.head_in_force(run.store)
+    constituents = run.in_force(run.ledger(), head)
+    check(run.record.training, layer)
     if not constituents:
         raise DataError("ensemble", "0 constituents", "no constituent is left to attack", "Unlearn first")
-    kept, named = _distinct(run.training, public, victims, clusters)
+    kept, named = _distinct(run.record.training, public, victims, clusters)
     of_public = public.labels if public_clusters is None else np.array(public_clusters)
     if isinstance(decoder, KernelConfig):
         check_clusters(of_public, len(public))
     plan = Plan(
-        store=store,
-        run=run,
+        store=run.store,
+        run=run.record,
         layer=layer,
         public=public.images,
         public_clusters=of_public,
         victims=victims.images[kept],
         clusters=named[kept],
         noise=noise,
-        decoder=decoder,
-        white_box=white_box,
-        device=device_of(run.config.scaling),
+        decoder=decoder or DecoderConfig(),
+        white_box=SearchConfig() if white_box else None,
+        device=device_of(run.record.config.scaling),
     )
     wanted = _targets(constituents, targets)
-    found = cast(list[_Answer], runner.map(attack, plan, wanted, lambda number, told: tell(wanted[number].name, told)))
-    coded = linear_code(plan.public, plan.victims, int(np.prod(found[0].inverted.activation_shape)))
-    mean = np.broadcast_to(mean_image(plan.public), plan.victims.shape)
-    made = InversionReport(
+    with open_runner(runner, run.record.config.scaling) as opened:
+        found = opened.map(attack, plan, wanted, lambda number, told: tell(wanted[number].name, told))
+    answers = cast(list[_Answer], found)
+    baselines = _baselines(plan, answers)
+    made = _report(plan, head, constituents, answers, baselines, len(victims) - len(kept))
+    content = seal(TypeAdapter(InversionReport).dump_json(made, indent=1))
+    run.store.create(report(f"inversion-{head.number:08d}-{digest_bytes(content)[:12]}.json"), content)
+    if pictures is not None:
+        _draw(pictures, plan, answers, {name: images[plan.shown] for name, images in baselines.items()})
+    return made
+
+
+def _baselines(plan: Plan, answers: Sequence[_Answer]) -> dict[str, np.ndarray]:
+    """What can be had without an attack: the code has as many numbers as are intercepted of the first target."""
+    coded = linear_code(plan.public, plan.victims, int(np.prod(answers[0].inverted.activation_shape)))
+    return {CODE: coded, MEAN: np.broadcast_to(mean_image(plan.public), plan.victims.shape)}
+
+
+def _report(
+    plan: Plan,
+    head: Head,
+    constituents: Sequence[Constituent],
+    answers: Sequence[_Answer],
+    baselines: Mapping[str, np.ndarray],
+    num_left_out: int,
+) -> InversionReport:
+    *attacked, random = (answer.inverted for answer in answers)
+    return InversionReport(
         head=head.number,
-        ensemble_digest=ensemble_digest(constituents),
-        layer=layer,
-        noise=None if noise is None else str(noise),
-        decoder=decoder,
-        white_box=white_box,
-        num_public=len(public),
-        num_victims=len(kept),
-        num_left_out=len(victims) - len(kept),
-        targets=tuple(answer.inverted for answer in found[:-1]),
-        random_weights=found[-1].inverted,
-        linear_code=_measure(plan, coded),
-        mean_image=_measure(plan, mean),
+        ensemble_digest=heads.ensemble_digest(constituents),
+        layer=plan.layer,
+        noise=None if plan.noise is None else str(plan.noise),
+        decoder=plan.decoder,
+        white_box=plan.white_box,
+        num_public=len(plan.public),
+        num_victims=len(plan.victims),
+        num_left_out=num_left_out,
+        targets=tuple(attacked),
+        random_weights=random,
+        linear_code=_measure(plan, baselines[CODE]),
+        mean_image=_measure(plan, baselines[MEAN]),
         measured_at=now(),
     )
-    content = seal(TypeAdapter(InversionReport).dump_json(made, indent=1))
-    store.create(report(f"inversion-{head.number:08d}-{digest_bytes(content)[:12]}.json"), content)
-    if pictures is not None:
-        _draw(pictures, plan, found, {"linear code": coded[plan.shown], "mean image": mean[plan.shown]})
-    return made
 
 
 def check(training: TrainingRecipe, layer: str) -> None:
@@ -224,10 +242,7 @@ def check(training: TrainingRecipe, layer: str) -> None:
     if training.is_frozen or len(training.image_shape) != 3:
         rule = "has networks that read features, and no image can be told from those by this attack"
         raise ConfigError("inversion", training.recipe.model, rule, "Attack a run that trains on images, as a whole")
-    noise = torch.randint(256, (_TRIED, *training.image_shape), generator=torch.Generator().manual_seed(0))
-    with reproducible(training, "cpu"):
-        model = load_network(training, initial_state(training, "check", None), "cpu").eval()
-        check_parts(model, layer, Normalise(training, "cpu")(noise.to(torch.uint8)))
+    CutNetwork(load_network(training, initial_state(training, "check", None), "cpu"), training, layer)
 
 
 def attack(plan: Plan, target: Target) -> Generator[AttackEpoch, None, _Answer]:
@@ -275,26 +290,18 @@ def _train(plan: Plan, asked: _Asked) -> Generator[AttackEpoch, None, _Trained]:
 
 
 class _Asked:
-    """The networks of a target, cut in two."""
+    """The networks of a target, each cut in two; what all of them send is intercepted side by side."""
 
     def __init__(self, plan: Plan, target: Target) -> None:
-        self._plan, self._training = plan, plan.run.training
-        self._normalise = Normalise(self._training, plan.device)
-        self._parts: list[tuple[nn.Module, nn.Module]] = []
-        for key in target.keys:
-            known = None if target.is_random else load_stage(plan.store, key, self._training)
-            weights = initial_state(self._training, key, None) if known is None else known
-            self._parts.append(_cut(self._training, weights, plan.layer, plan.noise, plan.device, key))
+        self._plan, self._networks = plan, [_cut(plan, target, key) for key in target.keys]
 
     def query(self, images: np.ndarray) -> np.ndarray:
-        """What leaves the devices for images uint8 [N, H, W, C]: float32 [N, ...], of several networks side by side."""
-        answers = self._run(images, lambda pixels: self._sent([device for device, _ in self._parts], pixels))
-        return answers.float().numpy()
+        """What leaves the devices for images uint8 [N, H, W, C]: float32 [N, ...]."""
+        return np.concatenate([network.activations(images) for network in self._networks], 1)
 
     def activations_of(self, pixels: Tensor) -> Tensor:
         """The same of pixels in 0..1, without noise, for who has the weights."""
-        devices = [device.part if isinstance(device, NoisyDevice) else device for device, _ in self._parts]
-        return self._sent(devices, self._normalise(pixels * 255))
+        return torch.cat([network.activations_of(pixels) for network in self._networks], 1)
 
     def accuracy(self, *, noisy: bool) -> float | None:
         """On the run's test set, by mean probability where there are several networks."""
@@ -302,38 +309,15 @@ class _Asked:
         if digest is None:
             return None
         test = read_test(self._plan.store, digest)
-        scores = self._run(test.images, lambda pixels: self._vote(pixels, noisy=noisy))
-        return float((scores.argmax(1).numpy() == test.labels).mean())
-
-    def _vote(self, pixels: Tensor, *, noisy: bool) -> Tensor:
-        votes = []
-        for device, server in self._parts:
-            part = device.part if isinstance(device, NoisyDevice) and not noisy else device
-            votes.append(server(part(pixels)).float().softmax(1))
-        return torch.stack(votes).mean(0)
-
-    def _sent(self, devices: Sequence[nn.Module], pixels: Tensor) -> Tensor:
-        sent = [device(pixels) for device in devices]
-        if not all(isinstance(one, Tensor) and one.ndim in (2, 4) for one in sent):
-            rule = "gives neither a vector nor a map for an image"
-            raise ConfigError("layer", self._plan.layer, rule, "Cut the network at another layer")
-        return torch.cat(sent, 1)
-
-    @torch.no_grad()
-    def _run(self, images: np.ndarray, function: Callable[[Tensor], Tensor]) -> Tensor:
-        device, found = self._plan.device, []
-        with reproducible(self._training, device):
-            for start in range(0, len(images), _AT_ONCE):
-                batch = to_tensor(np.ascontiguousarray(images[start : start + _AT_ONCE])).to(device)
-                found.append(function(self._normalise(batch)).cpu())
-        return torch.cat(found)
+        votes = [torch.from_numpy(network.logits(test.images, noisy=noisy)).softmax(1) for network in self._networks]
+        return float((torch.stack(votes).mean(0).argmax(1).numpy() == test.labels).mean())
 
 
-def _cut(
-    training: TrainingRecipe, weights: Weights, layer: str, noise: ActivationNoise | None, device: str, key: str = ""
-) -> tuple[nn.Module, nn.Module]:
-    seed = derive_seed(key, "activation-noise")
-    return split(load_network(training, weights, device).eval(), layer, noise, seed=seed)
+def _cut(plan: Plan, target: Target, key: str) -> CutNetwork:
+    training = plan.run.training
+    weights = initial_state(training, key, None) if target.is_random else load_stage(plan.store, key, training)
+    network, seed = load_network(training, weights, plan.device), derive_seed(key, "activation-noise")
+    return CutNetwork(network, training, plan.layer, plan.noise, seed=seed, device=plan.device)
 
 
 def _targets(constituents: Sequence[Constituent], kind: Targets) -> list[Target]:
@@ -357,17 +341,13 @@ def _distinct(
     named = victims.labels if clusters is None else np.array(clusters)
     if named.shape != (len(victims),):
         raise DataError("clusters", list(named.shape), f"must be [{len(victims)}]", "Name one of each victim")
-    known = {_digest(image) for image in public.images}
-    kept = np.flatnonzero([_digest(image) not in known for image in victims.images])
+    known = frozenset(image_digests(public))
+    kept = np.flatnonzero([digest not in known for digest in image_digests(victims)])
     if len(kept) < len(victims):
         logger.warning("%d victims are identical to public images and are left out", len(victims) - len(kept))
     if not len(kept):
         raise DataError("victims", "0", "has no image that is not public too", "Name other victims")
     return kept, named
-
-
-def _digest(image: np.ndarray) -> bytes:
-    return hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=16).digest()
 
 
 def _measure(plan: Plan, made: np.ndarray) -> Reconstruction:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ray_sisa import data
+from ray_sisa.config import DataConfig
 from ray_sisa.errors import RequestError
 from ray_sisa.index import digest_rows
 from ray_sisa.ledger import Ledger
@@ -15,6 +18,9 @@ from ray_sisa.records import Constituent, RunRecord
 from ray_sisa.samples import Samples, concatenate
 from ray_sisa.slices import read_slice
 from ray_sisa.store import Store
+
+if TYPE_CHECKING:
+    from ray_sisa.run import Run
 
 ATTACKED_AT_LEAST = 500  # training samples of a shard that are attacked where no forget set is given
 
@@ -25,6 +31,42 @@ class Members:
 
     samples: Samples
     shards: np.ndarray
+
+
+def shards_to_forget(run: Run, ledger: Ledger, forget: int | Iterable[str]) -> dict[str, int]:
+    """The shard of each sample of a forget set, by id: of a request, by its number, or of sample ids.
+
+    Raises:
+        RequestError: no such request, or samples that the run never had.
+    """
+    if isinstance(forget, int):
+        if not 1 <= forget <= ledger.position:
+            raise RequestError("forget", forget, f"must be a request, 1 to {ledger.position}", "See `ray-sisa status`")
+        return {sample: p.shard for p in ledger.requests[forget - 1].places for sample in p.samples}
+    found = run.locate(samples=forget)
+    found.refuse_unknown("forget", "Correct the ids")
+    return {sample: shard for (shard, _), samples in found.places.items() for sample in samples}
+
+
+def select(
+    run: Run,
+    ledger: Ledger,
+    constituents: Iterable[Constituent],
+    shard_of: dict[str, int] | None,
+    source: DataConfig | None,
+) -> tuple[Members, Samples | None]:
+    """The members of an evaluation, and what is retained: of a forget set, read from its source, or of none.
+
+    Raises:
+        RequestError: as `training_members` and `forget_and_retain`.
+    """
+    if shard_of is None:
+        return training_members(run.store, run.record, run.live, ledger, constituents), None
+    read = source or run.record.config.data
+    # Placement is fixed: deletion probabilities are not read again, wherever they are by now.
+    columns = read.columns.model_copy(update={"deletion_probability": None})
+    everything = data.load(read.model_copy(update={"columns": columns})).train
+    return forget_and_retain(run.record, run.live, ledger, shard_of, everything)
 
 
 def training_members(

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ray_sisa.augment import Normalise
-from ray_sisa.config import NoPeek, TrainingRecipe
+from ray_sisa.config import TrainingRecipe
+from ray_sisa.defences import NoPeek
 from ray_sisa.errors import ConfigError
 
 _FIELD = "recipe.nopeek.layer"

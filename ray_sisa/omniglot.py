@@ -17,7 +17,6 @@ import numpy as np
 
 from ray_sisa import images
 from ray_sisa.config import DataConfig
-from ray_sisa.digests import digest_bytes
 from ray_sisa.errors import ConfigError, DataError
 from ray_sisa.samples import Samples, make_samples
 
@@ -165,16 +164,6 @@ def shrink(samples: Samples, side: int) -> Samples:
     sums = squares.sum((2, 4), dtype=np.uint32)
     means = ((sums + step * step // 2) // (step * step)).astype(np.uint8)
     return Samples(ids=samples.ids, subjects=samples.subjects, images=means, labels=samples.labels)
-
-
-def image_digests(samples: Samples) -> list[str]:
-    """A digest of the pixels of each image, whatever its id and label."""
-    return [digest_bytes(image.tobytes()) for image in samples.images]
-
-
-def overlap(a: Samples, b: Samples) -> frozenset[str]:
-    """Digests of the images that are in both, pixel by pixel; the images of both must have one shape."""
-    return frozenset(image_digests(a)) & frozenset(image_digests(b))
 
 
 def _label(config: DataConfig) -> str:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ray_sisa.config import DpConfig, PlacementConfig, Recipe, RunConfig
+from ray_sisa.config import PlacementConfig, Recipe, RunConfig
+from ray_sisa.defences import DpConfig
 from ray_sisa.errors import ConfigError
 
 SECRET_BITS = 64  # about; whoever draws 128 at random has as many in all but one of 2^64 draws

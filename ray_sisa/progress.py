@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
+from ray_sisa.answer import duration
 from ray_sisa.engine.work import ChainEnded, EpochDone, Event, FeaturesUnderway, StageUnderway
 from ray_sisa.lineage import Stage
-from ray_sisa.printing import duration
 from ray_sisa.records import EpochMetrics
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from ray_sisa.approximate.methods import Method
-from ray_sisa.config import Noise, RunConfig, TrainingRecipe
+from ray_sisa.config import RunConfig, TrainingRecipe
+from ray_sisa.defences import Noise
 from ray_sisa.digests import seal
 from ray_sisa.layout import (
     CERTIFICATES,

@@ -25,7 +25,7 @@ from ray_sisa.errors import StoreError
 from ray_sisa.layout import HEADS, numbered, report
 from ray_sisa.ledger import Ledger
 from ray_sisa.lineage import Chain, recipe_digest
-from ray_sisa.printing import nature
+from ray_sisa.printing_measures import nature
 from ray_sisa.records import Environment, Head, StageRecord
 
 if TYPE_CHECKING:

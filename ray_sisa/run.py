@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import TypeAdapter
-
-from ray_sisa import approximations, data, heads, ids, preprocessing
+from ray_sisa import approximations, data, heads, ids
 from ray_sisa.approximate.methods import AnyMethod
 from ray_sisa.census import Census, Found
+from ray_sisa.certificates import read_certificates
 from ray_sisa.config import DataConfig, RunConfig, Scaling
-from ray_sisa.digests import seal
 from ray_sisa.engine.runner import OpenRunner, Runner, RunnerName, open_runner
 from ray_sisa.engine.work import Event
 from ray_sisa.ensemble import Ensemble
 from ray_sisa.errors import ConfigError, RequestError, StoreError
+from ray_sisa.forgetting import Forgotten, acknowledge
 from ray_sisa.ingest import differing_fields, ingest
-from ray_sisa.layout import CERTIFICATES, REPORTS, RUN, damaged, numbered, report, stage_record
-from ray_sisa.ledger import EMPTY, Ledger, append, read_ledger
+from ray_sisa.layout import RUN, stage_record
+from ray_sisa.ledger import EMPTY, Ledger, read_ledger
 from ray_sisa.live import LiveSet
 from ray_sisa.location import join_run
-from ray_sisa.members import forget_and_retain, training_members
 from ray_sisa.reconcile import Reconciler, Reconciliation
 from ray_sisa.records import Approximation, Certificate, Constituent, Head, RunRecord, StageRecord
 from ray_sisa.samples import Samples
-from ray_sisa.slices import read_test
 from ray_sisa.spending import PrivacySpent, privacy_spent
 from ray_sisa.status import Status, read_status
 from ray_sisa.store import Store
@@ -41,22 +36,6 @@ if TYPE_CHECKING:
     from ray_sisa.inverting import AttackerConfig, InversionReport, Targets
     from ray_sisa.splitting import ActivationNoise
     from ray_sisa.verify import Verification
-
-EVALUATION = re.compile(r"/evaluation-[^/]+\.json$")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Forgotten:
-    """A deletion request as acknowledged."""
-
-    request: int
-    samples: int
-    """Live samples that it names."""
-    already_forgotten: int
-    unknown: int
-    """Names that the run never had, as often as they were given; only where the caller chose to ignore them."""
-    unknown_examples: tuple[str, ...]
-    """The first few of them, cut where they are long."""
 
 
 class Run:
@@ -156,29 +135,8 @@ class Run:
         Raises:
             RequestError: nothing is named, or names are unknown; nothing was written.
         """
-        for name, text in (("reason", reason), ("key", key or "")):
-            ids.as_text(text, name)
-        found = self.locate(samples=samples, subjects=subjects)
-        if not ignore_unknown:
-            found.refuse_unknown(
-                "unknown ids",
-                "Correct the ids, or pass --ignore-unknown (ignore_unknown=True); the request was refused as a whole",
-            )
-        if not found.places:
-            raise RequestError("request", "", "names no sample of this run", "Name samples or subjects")
-        head = heads.latest_head(self.store)
-        # A ledger that lost its end would give the number of a lost request to this one, and a restore would undo it.
-        heads.check_respected(self.store, self.ledger(), head)
-        deleted = self._ledger.deleted()
-        named = [(shard, sample) for (shard, _), samples in found.places.items() for sample in samples]
-        gone = sum(sample in deleted.get(shard, ()) for shard, sample in named)
-        request = append(self.store, found.places, reason, key, self._ledger)
-        return Forgotten(
-            request=request.number,
-            samples=len(named) - gone,
-            already_forgotten=gone,
-            unknown=found.unknown,
-            unknown_examples=found.unknown_examples,
+        return acknowledge(
+            self, samples=samples, subjects=subjects, reason=reason, key=key, ignore_unknown=ignore_unknown
         )
 
     def locate(self, *, samples: ids.Ids = (), subjects: ids.Ids = ()) -> Found:
@@ -263,43 +221,11 @@ class Run:
                 other mean and std than the run was trained with.
             DataError: the run has no test set, or no constituent.
         """
-        from ray_sisa.audit import Evaluation, evaluate, name_of  # needs scikit-learn, which is slow to load
+        from ray_sisa.audit import evaluate  # needs scikit-learn, which is slow to load
 
-        head, ledger = self._head(), self.ledger()
-        if source is not None:
-            preprocessing.check_source(source, self.record.training)
-        if self.record.test_digest is None:
-            raise RequestError("data.test", "none", "an evaluation needs a test set", "Make a run with data.test")
-        constituents = self.in_force(ledger, head)
-        shard_of = None if forget is None else self._shards_to_forget(forget, ledger)
-        model = self._chosen(approximation, shard_of, ledger) if approximation else None
-        if shard_of is None:
-            members, retain = training_members(self.store, self.record, self.live, ledger, constituents), None
-        else:
-            read = source or self.record.config.data
-            # Placement is fixed: deletion probabilities are not read again, wherever they are by now.
-            columns = read.columns.model_copy(update={"deletion_probability": None})
-            everything = data.load(read.model_copy(update={"columns": columns})).train
-            members, retain = forget_and_retain(self.record, self.live, ledger, shard_of, everything)
-        present = self.store.slice_digests()  # where a request is being completed, a smaller slice follows its features
-        with self._runner(runner)() as opened:
-            evaluation = evaluate(
-                store=self.store,
-                run=self.record,
-                head=head,
-                constituents=constituents,
-                test=read_test(self.store, self.record.test_digest),
-                members=members,
-                retain=retain,
-                runner=opened,
-                rule=aggregation,
-                forget_request=forget if isinstance(forget, int) else None,
-                slices=sorted(present & {s.slice_digest for c in self.live.chains(ledger) for s in c.stages}),
-                approximation=model,
-            )
-        content = seal(TypeAdapter(Evaluation).dump_json(evaluation, indent=1))
-        self.store.create(report(name_of(head.number, content)), content)
-        return evaluation
+        return evaluate(
+            self, forget=forget, source=source, aggregation=aggregation, runner=runner, approximation=approximation
+        )
 
     def approximate(
         self,
@@ -392,37 +318,29 @@ class Run:
             ConfigError: a layer at which the network cannot be cut, or networks that read features.
             DataError: images of another shape, victims that are all public, or too few clusters of public images.
         """
-        from ray_sisa.inversion.attack import DecoderConfig
-        from ray_sisa.inversion.white_box import SearchConfig
-        from ray_sisa.inverting import invert
+        from ray_sisa.inverting import invert  # needs torch
 
-        head, ledger = self._head(), self.ledger()
-        with self._runner(runner)() as opened:
-            return invert(
-                store=self.store,
-                run=self.record,
-                head=head,
-                constituents=self.in_force(ledger, head),
-                layer=layer,
-                public=public,
-                victims=victims,
-                clusters=clusters,
-                public_clusters=public_clusters,
-                targets=targets,
-                noise=noise,
-                decoder=decoder or DecoderConfig(),
-                white_box=SearchConfig() if white_box else None,
-                pictures=pictures,
-                runner=opened,
-                tell=tell,
-            )
+        return invert(
+            self,
+            layer,
+            public,
+            victims,
+            clusters=clusters,
+            public_clusters=public_clusters,
+            targets=targets,
+            noise=noise,
+            decoder=decoder,
+            white_box=white_box,
+            pictures=pictures,
+            runner=runner,
+            tell=tell,
+        )
 
     def evaluations(self) -> list[Evaluation]:
         """All evaluations made of this run, the oldest first; they name no sample."""
-        from ray_sisa.audit import read_evaluation
+        from ray_sisa.audit import read_evaluations
 
-        found = [read_evaluation(self.store, path) for path in self.store.sizes(REPORTS) if EVALUATION.search(path)]
-        return sorted(found, key=lambda evaluation: evaluation.measured_at)
+        return read_evaluations(self.store)
 
     def check(self, tell: Callable[[int, int], None] = lambda done, of: None) -> Checked:
         """Reads every object of the run and says what is damaged, missing, or must not exist; writes nothing.
@@ -463,13 +381,7 @@ class Run:
         Raises:
             StoreError: one is damaged, or is not of the request that the ledger has.
         """
-        found = [self.store.read(numbered(CERTIFICATES, n), Certificate) for n in self.store.numbers(CERTIFICATES)]
-        digests = self.ledger().digests
-        for certificate in found:
-            if [certificate.request_digest] != list(digests[certificate.request - 1 : certificate.request]):
-                rule = f"is not of request {certificate.request} as the ledger has it"
-                raise StoreError(self.store.where(certificate.path), "", rule, damaged(certificate.path))
-        return found
+        return read_certificates(self.store, self.ledger())
 
     def stages(self) -> list[StageRecord]:
         """Records of the committed stages that should exist, by shard and slice."""
@@ -478,29 +390,5 @@ class Run:
         keys = [key for chain in chains for key in chain.keys if key in present]
         return [self.store.read(stage_record(key), StageRecord) for key in keys]
 
-    def _head(self) -> Head:
-        head = heads.latest_head(self.store)
-        if head is None:
-            rule = "has no ensemble yet: its training has not ended"
-            raise StoreError("run", self.store.uri, rule, "Run `ray-sisa train` to its end")
-        return head
-
-    def _chosen(self, wanted: str, shard_of: dict[str, int] | None, ledger: Ledger) -> Approximation:
-        """The approximation that is meant, made for a forget set if one is given."""
-        approximations.the_one_stage(self.store, self.record, self.live, ledger)
-        digest = None if shard_of is None else approximations.digest_of_ids(shard_of)
-        return approximations.choose(self.approximations(), wanted, digest)
-
     def _runner(self, runner: RunnerName | Runner) -> OpenRunner:
         return lambda: open_runner(runner, self.record.config.scaling)
-
-    def _shards_to_forget(self, forget: int | Iterable[str], ledger: Ledger) -> dict[str, int]:
-        """The shard of each sample of a forget set, by id."""
-        if isinstance(forget, int):
-            if not 1 <= forget <= ledger.position:
-                rule = f"must be a request, 1 to {ledger.position}"
-                raise RequestError("forget", forget, rule, "See `ray-sisa status`")
-            return {sample: p.shard for p in ledger.requests[forget - 1].places for sample in p.samples}
-        found = self.locate(samples=forget)
-        found.refuse_unknown("forget", "Correct the ids")
-        return {sample: shard for (shard, _), samples in found.places.items() for sample in samples}

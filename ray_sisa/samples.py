@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ray_sisa.digests import digest_bytes
 from ray_sisa.errors import DataError
 from ray_sisa.ids import MAX_BYTES, as_text, shown
 
@@ -111,3 +112,13 @@ def concatenate(parts: Sequence[Samples]) -> Samples:
         images=np.concatenate([p.images for p in parts]),
         labels=np.concatenate([p.labels for p in parts]),
     )
+
+
+def image_digests(samples: Samples) -> list[str]:
+    """A digest of the pixels of each image, whatever its id and label."""
+    return [digest_bytes(image.tobytes()) for image in samples.images]
+
+
+def overlap(a: Samples, b: Samples) -> frozenset[str]:
+    """Digests of the images that are in both, pixel by pixel; the images of both must have one shape."""
+    return frozenset(image_digests(a)) & frozenset(image_digests(b))

@@ -10,15 +10,16 @@ from dataclasses import dataclass
 
 from ray_sisa.clock import now
 from ray_sisa.composition import Mechanism, Spent, compose
-from ray_sisa.config import DpConfig, TrainingRecipe
-from ray_sisa.heads import ever_named
+from ray_sisa.config import TrainingRecipe
+from ray_sisa.defences import DpConfig
+from ray_sisa.heads import readable
 from ray_sisa.layout import SPENT, charges, kind_of
 from ray_sisa.ledger import Ledger
 from ray_sisa.lineage import Chain, Stage
 from ray_sisa.live import LiveSet
 from ray_sisa.privacy import delta_too_large, stage_mechanism
 from ray_sisa.private_recipe import seed_too_short
-from ray_sisa.records import Charge, RunRecord
+from ray_sisa.records import Charge, Head, RunRecord
 from ray_sisa.store import Store
 
 UNIT = "one sample; of a subject with k samples it is k times epsilon, at delta times k exp((k-1) epsilon)"
@@ -162,8 +163,24 @@ def privacy_spent(store: Store, run: RunRecord, live: LiveSet, ledger: Ledger) -
     if run.training.recipe.dp is None:
         return None
     # Stages and heads before charges: a charge comes before its stage.
-    present, voted = store.committed_stages(), ever_named(store)
-    return account(run, live.chains(ledger), present, read_charges(store), voted)
+    present, trained = store.committed_stages(), ever_trained(live, ledger, readable(store))
+    return account(run, live.chains(ledger), present, read_charges(store), trained)
+
+
+def ever_trained(live: LiveSet, ledger: Ledger, heads: Iterable[Head]) -> set[str]:
+    """Keys of the stages that heads name, and of all stages before them in their chains, purged ones among them.
+
+    A head names the last stage of a shard alone; those before it follow from the requests that the head respects. Not
+    among them are stages that a request retired before any head named them or what was trained from them.
+    """
+    found: set[str] = set()
+    for head in heads:
+        new = [each for each in head.constituents if each.key not in found]
+        deleted = ledger.deleted(head.ledger) if new else {}
+        for each in new:
+            keys = live.chain(each.shard, deleted.get(each.shard, set())).keys
+            found |= {each.key, *keys[: keys.index(each.key)]} if each.key in keys else {each.key}
+    return found
 
 
 def account(
@@ -171,7 +188,7 @@ def account(
     chains: Sequence[Chain],
     present: set[str],
     spent: Iterable[Charge],
-    voted: Set[str] = frozenset(),
+    trained: Set[str] = frozenset(),
 ) -> PrivacySpent | None:
     """What charges come to for the samples of chains: pure.
 
@@ -180,7 +197,7 @@ def account(
         chains: of all shards, as they should be.
         present: keys of committed stages; one without a charge is taken to have been charged once.
         spent: all charges.
-        voted: keys of stages that heads ever named; one without a charge is a doubt, since it may be gone.
+        trained: keys of stages known to have been trained; one without a charge is a doubt, since it may be gone.
     """
     dp = run.training.recipe.dp
     if dp is None:
@@ -222,7 +239,7 @@ def account(
         doubts=(
             *delta_too_large(dp.delta, sum(c.stages[-1].num_samples for c in chains if c.stages)),
             *seed_too_short(run.training.recipe),
-            *_lost(known, present | voted),
+            *_lost(known, present | trained),
         ),
     )
 

@@ -24,6 +24,7 @@ from ray_sisa.augment import Batches, Normalise, num_batches
 from ray_sisa.config import OptimizerConfig, Recipe, TrainingRecipe
 from ray_sisa.digests import derive_seed
 from ray_sisa.records import EpochMetrics
+from ray_sisa.samples import Samples
 from ray_sisa.snapshot import Due, Live, Partial, Position, check_position, cuda_devices
 
 Weights = dict[str, Tensor]
@@ -42,6 +43,11 @@ class LabelledImages:
 
     images: np.ndarray
     labels: np.ndarray
+
+    @classmethod
+    def of(cls, samples: Samples) -> LabelledImages:
+        """Those of samples, without their ids."""
+        return cls(images=samples.images, labels=samples.labels)
 
 
 def initial_state(training: TrainingRecipe, key: str, public: Mapping[str, Tensor] | None) -> Weights:

@@ -295,7 +295,7 @@ class _Seen:
 
     def _slice(self, stage: Stage, samples: Samples) -> tuple[LabelledImages, list[str]]:
         if not self._shared.run.training.is_frozen:
-            return LabelledImages(images=samples.images, labels=samples.labels), []
+            return LabelledImages.of(samples), []
         if stage.slice_digest not in self._made:
             rows = self._frozen().features(samples.images)
             arrays = LabelledImages(images=rows, labels=samples.labels)

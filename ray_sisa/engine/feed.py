@@ -52,7 +52,7 @@ class Feed:
         self, samples: Samples, digest: str, number: int
     ) -> Generator[FeaturesUnderway, None, LabelledImages | None]:
         if not self._run.training.is_frozen:
-            return LabelledImages(images=samples.images, labels=samples.labels)
+            return LabelledImages.of(samples)
         store, origin = self._work.store, features.origin_of(self._run, self._environment)
         rows = features.find(store, self._run, digest, len(samples), origin)
         if rows is None:

@@ -28,7 +28,10 @@ Floats = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
-    """A value and the ends of its interval at 95 %, which are None where there are fewer than two clusters."""
+    """A value and the ends of its interval at 95 %.
+
+    The ends are None where there are fewer than two clusters, or where some of them alone have no such value.
+    """
 
     value: float
     low: float | None
@@ -43,8 +46,11 @@ class Reconstruction:
     num_clusters: int
     mse: Estimate
     """Mean squared error of a pixel."""
-    r2: Estimate
-    """1 - MSE / MSE of the public mean image: 0 for who learns nothing, below 0 for who does worse."""
+    r2: Estimate | None
+    """1 - MSE / MSE of the public mean image: 0 for who learns nothing, below 0 for who does worse.
+
+    None where all originals are that image, since nothing is left to learn.
+    """
     psnr: Estimate
     """Mean over images of the peak signal-to-noise ratio, in dB."""
     ssim: Estimate
@@ -99,7 +105,7 @@ def measure(
         num_images=len(true),
         num_clusters=boot.num_clusters,
         mse=boot.mean(errors),
-        r2=boot.estimate(lambda sums: _one_minus_ratio(sums[..., 0], sums[..., 1]), errors, base),
+        r2=boot.estimate(lambda sums: 1 - _ratio(sums[..., 0], sums[..., 1]), errors, base) if base.any() else None,
         psnr=boot.mean(-10 * np.log10(np.maximum(errors, _LEAST_MSE))),
         ssim=boot.mean(ssim(true, made)),
         ink_iou=None if iou is None else boot.mean(iou),
@@ -123,10 +129,16 @@ def r2_difference(
         clusters: [N], what the bootstrap resamples.
         num_resamples: of the bootstrap.
         seed: of the bootstrap.
+
+    Raises:
+        DataError: all images are the mean image.
     """
+    if not base.any():
+        rule = "must not be 0 for every image: R2 is against the mean image, and all images are that"
+        raise DataError("base", "0", rule, "Compare images that differ from it")
     _, codes = np.unique(clusters, return_inverse=True)
     sums = (values.astype(np.float64) for values in (other - one, base))
-    return _Bootstrap(codes, num_resamples, seed).estimate(lambda totals: totals[..., 0] / totals[..., 1], *sums)
+    return _Bootstrap(codes, num_resamples, seed).estimate(lambda totals: _ratio(totals[..., 0], totals[..., 1]), *sums)
 
 
 def squared_errors(true: Floats, made: Floats) -> NDArray[np.float64]:
@@ -220,8 +232,9 @@ def _standardised(images: Floats) -> NDArray[np.float32]:
     return standardised
 
 
-def _one_minus_ratio(errors: NDArray[np.float64], base: NDArray[np.float64]) -> NDArray[np.float64]:
-    return 1 - errors / np.where(base, base, np.nan)
+def _ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
+    """NaN where it is of 0."""
+    return above / np.where(below, below, np.nan)
 
 
 class _Bootstrap:
@@ -243,10 +256,11 @@ class _Bootstrap:
         """A function of sums [..., m] of m values of each image, [N] each."""
         sums = np.stack([np.bincount(self._codes, v, self.num_clusters) for v in values], 1)
         value = float(statistic(sums.sum(0)))
-        if self.num_clusters < 2:
+        drawn = statistic(self._draws.astype(np.float64) @ sums)
+        if self.num_clusters < 2 or np.isnan(drawn).any():
             return Estimate(value=value, low=None, high=None)
         tail = 50 * (1 - CONFIDENCE)
-        low, high = np.percentile(statistic(self._draws.astype(np.float64) @ sums), (tail, 100 - tail))
+        low, high = np.percentile(drawn, (tail, 100 - tail))
         return Estimate(value=value, low=float(low), high=float(high))
 
 

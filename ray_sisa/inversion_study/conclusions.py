@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ray_sisa.evaluation.inversion import Estimate
 from ray_sisa.inversion_study.results import InversionRecord, Pair
 from ray_sisa.inversion_study.summary import (
     EQUAL,
@@ -164,8 +165,8 @@ def telling(record: InversionRecord) -> str:
     plain = row(found, PLAIN)
     assert plain is not None  # the network without privacy is always attacked
     r2, top1, chance = plain.spread("r2"), plain.spread("top1"), plain.attacks[0].quality["unseen"].top1_chance
-    tells = all(_is_above(a.quality["unseen"].r2.low, 0) for a in plain.attacks)
-    recognises = all(_is_above(a.quality["unseen"].top1.low, chance) for a in plain.attacks)
+    tells = all(_is_above(a.quality["unseen"].r2, 0) for a in plain.attacks)
+    recognises = all(_is_above(a.quality["unseen"].top1, chance) for a in plain.attacks)
     said = (
         "tells more of unseen victims than the mean image does" if tells else "tells no more than the mean image does"
     )
@@ -302,10 +303,10 @@ def forgetting(record: InversionRecord) -> str:
 
 def _exact(record: InversionRecord) -> str:
     """What is there all the same, of images that nobody held."""
-    unseen = [a.unseen for a in record.sisa.attacks if a.state == "after"]
-    if not unseen or not all(_is_above(found.r2.low, 0) for found in unseen):
+    unseen = [a.unseen.r2 for a in record.sisa.attacks if a.state == "after"]
+    if not unseen or not all(_is_above(found, 0) for found in unseen):
         return ""
-    low, high = (number(end(found.r2.value for found in unseen)) for end in (min, max))
+    low, high = (number(end(found.value for found in unseen if found)) for end in (min, max))
     return (
         f"After forgetting, too, a constituent tells of victims that no one trained on ({R2} {low} "
         f"to {high}): being forgotten is no protection for who sends an image."
@@ -334,5 +335,5 @@ def intervals() -> str:
     )
 
 
-def _is_above(value: float | None, bound: float) -> bool:
-    return value is not None and value > bound
+def _is_above(found: Estimate | None, bound: float) -> bool:
+    return found is not None and found.low is not None and found.low > bound

@@ -64,10 +64,12 @@ def leakage(honest: Honest) -> Figure:
         for each in found:
             if each.kind in KINDS:
                 _, colour, marker = KINDS[each.kind]
-                values = [attack.quality["unseen"].r2.value for attack in each.attacks]
-                axis.scatter(each.accuracies, values, color=colour, marker=marker, s=34, alpha=0.85, linewidths=0)
-                if each.dial is not None and each.kind == PRIVATE:
-                    _name_point(axis, f"{each.dial:g}", (each.accuracies[0], values[0]))
+                values = [value_of(attack, "r2") for attack in each.attacks]
+                points = [(a, value) for a, value in zip(each.accuracies, values, strict=True) if value is not None]
+                across, up = ([point[place] for point in points] for place in (0, 1))
+                axis.scatter(across, up, color=colour, marker=marker, s=34, alpha=0.85, linewidths=0)
+                if each.dial is not None and each.kind == PRIVATE and points:
+                    _name_point(axis, f"{each.dial:g}", points[0])
         random = row(found, RANDOM)
         levels = [(baseline_title("pca", WIDTH), value_of(baseline(honest, "pca"), "r2")), ("the mean image", 0.0)]
         drawn = random.spread("r2") if random else None
@@ -164,7 +166,7 @@ def shards(sisa: OnSisa) -> Figure:
 def _draw_subjects(axis: Axes, attack: SubjectAttack, place: int) -> None:
     asked = {"held": attack.held, "others": attack.others, "unseen": attack.unseen}
     for number, (name, measured) in enumerate(asked.items()):
-        if measured is not None:
+        if measured is not None and measured.r2 is not None:
             _, colour, marker = ASKED[name]
             after = attack.state == "after"
             y = place + 0.27 * (number - 1) + (0.06 if after else -0.06)

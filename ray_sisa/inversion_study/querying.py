@@ -9,22 +9,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ray_sisa.augment import Normalise
 from ray_sisa.config import TrainingRecipe
 from ray_sisa.inversion.attack import AttackEpoch, DecoderConfig, reconstruct, train_decoder
+from ray_sisa.inversion.cut import CutNetwork
 from ray_sisa.inversion.kernel import fit_kernel
 from ray_sisa.inversion.white_box import SearchConfig, search
 from ray_sisa.inversion_study.presets import KERNEL
 from ray_sisa.inversion_study.results import Target
 from ray_sisa.inversion_study.roles import characters
 from ray_sisa.samples import Samples
-from ray_sisa.splitting import ActivationNoise, split
+from ray_sisa.splitting import ActivationNoise
 from ray_sisa.study.steps import Steps
-from ray_sisa.training import load_network, reproducible, to_tensor
-
-AT_ONCE = 256
+from ray_sisa.training import load_network
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,18 +39,15 @@ class Attacker:
         return self.decode(self.ask(images))
 
 
-class Queried:
+class Queried(CutNetwork):
     """A target cut in two."""
 
     def __init__(
         self, network: nn.Module, training: TrainingRecipe, layer: str, noise: str | None, device: str
     ) -> None:
         """Cuts a network; `noise` is added to what leaves the device."""
-        self._training, self._where = training, device
         self.noise = ActivationNoise.parse(noise) if noise else None
-        with reproducible(training, device):
-            self._device, self._server = split(network.eval(), layer, self.noise)
-        self._normalise = Normalise(training, device)
+        super().__init__(network, training, layer, self.noise, device=device)
 
     @classmethod
     def open(cls, steps: Steps, target: Target, layer: str, noise: str | None = None, device: str = "cpu") -> Queried:
@@ -60,18 +55,6 @@ class Queried:
         training = TrainingRecipe.model_validate_json(target.recipe)
         tensors = {name: torch.from_numpy(array.copy()) for name, array in steps.arrays(target.arrays).items()}
         return cls(load_network(training, tensors, device), training, layer, noise, device)
-
-    @torch.no_grad()
-    def activations(self, images: np.ndarray) -> np.ndarray:
-        """What leaves the device for images uint8 [N, H, W, C]: float32 [N, ...]."""
-        with reproducible(self._training, self._where):
-            return self._in_parts(images, lambda part: self._device(self._normalise(part)))
-
-    @torch.no_grad()
-    def answers(self, activations: np.ndarray) -> np.ndarray:
-        """Logits float32 [N, K] of what left the device."""
-        with reproducible(self._training, self._where):
-            return self._in_parts(activations, self._server)
 
     def attack(self, public: Samples, attacker: dict[str, Any]) -> Attacker:
         """An attacker that has learnt from public images: `style: kernel`, or a decoder's configuration."""
@@ -99,13 +82,4 @@ class Queried:
         """Images float32 [N, H, W, C] in 0..1 whose activations are those of the victims; the weights are known."""
         config = SearchConfig(steps=steps, threads=self._training.recipe.threads)
         intercepted = self.activations(victims)
-        return search(self._of_pixels, intercepted, victims.shape[1:], config, device=self._where)
-
-    def _of_pixels(self, pixels: Tensor) -> Tensor:
-        activations: Tensor = self._device(self._normalise(255 * pixels)).float()
-        return activations
-
-    def _in_parts(self, rows: np.ndarray, run: Callable[[Tensor], Tensor]) -> np.ndarray:
-        starts = range(0, len(rows), AT_ONCE)
-        parts = [run(to_tensor(np.ascontiguousarray(rows[i : i + AT_ONCE])).to(self._where)) for i in starts]
-        return torch.cat(parts).float().cpu().numpy()
+        return search(self.activations_of, intercepted, victims.shape[1:], config, device=self._where)

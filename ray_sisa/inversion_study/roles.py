@@ -17,8 +17,8 @@ from ray_sisa.config import DataConfig
 from ray_sisa.data import Dataset
 from ray_sisa.digests import digest_json
 from ray_sisa.location import join_run
-from ray_sisa.omniglot import image_digests, overlap, shrink
-from ray_sisa.samples import Samples
+from ray_sisa.omniglot import shrink
+from ray_sisa.samples import Samples, image_digests, overlap
 from ray_sisa.study.samples import digest_of
 
 ORDER_SEED = 0  # of the permutation before the split; the original's records came mixed

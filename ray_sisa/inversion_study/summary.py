@@ -160,9 +160,9 @@ def shard_gaps(attacks: Sequence[SubjectAttack]) -> tuple[ShardGap, ...]:
     """Of each shard that held some of the subjects, and not all."""
     found: dict[int, dict[str, float]] = {}
     for attack in attacks:
-        if attack.held is not None and attack.others is not None:
-            gap = attack.held.r2.value - attack.others.r2.value
-            found.setdefault(attack.shard, {})[attack.state] = gap
+        held, others = (asked.r2 if asked else None for asked in (attack.held, attack.others))
+        if held is not None and others is not None:
+            found.setdefault(attack.shard, {})[attack.state] = held.value - others.value
     whole = {shard: gaps for shard, gaps in found.items() if len(gaps) == 2}
     return tuple(ShardGap(shard=s, before=g["before"], after=g["after"]) for s, g in sorted(whole.items()))
 

@@ -11,9 +11,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from ray_sisa import printing
 from ray_sisa.approximate.methods import make_method
 from ray_sisa.cli import app
+from ray_sisa.printing_measures import evaluated
 from ray_sisa.report import make_page, render
 from ray_sisa.run import Run
 
@@ -80,9 +80,7 @@ def test_make_find_measure_and_report(run: str, ids_file: Path) -> None:
     assert exact["test"]["top1"] != measured["test"]["top1"]
 
     opened = Run.open(run)
-    texts = [
-        printing.evaluated(evaluation, with_roc=False, is_repeatable=True).text for evaluation in opened.evaluations()
-    ]
+    texts = [evaluated(evaluation, with_roc=False, is_repeatable=True).text for evaluation in opened.evaluations()]
     assert f"approximate (NegGrad+): {PLAIN}" in texts[0]
     assert f"the approximate model {made['key'][:12]} alone" in texts[0]
     assert "model       exact:" in texts[1]

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import asdict
+
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from ray_sisa.errors import DataError
-from ray_sisa.evaluation.inversion import ink_overlap, measure, ranked, squared_errors, ssim
+from ray_sisa.evaluation.inversion import (
+    Estimate,
+    Reconstruction,
+    ink_overlap,
+    measure,
+    r2_difference,
+    ranked,
+    squared_errors,
+    ssim,
+)
 
 
 def noise(count: int, shape: tuple[int, ...] = (16, 14, 1), seed: int = 0) -> np.ndarray:
@@ -109,6 +122,47 @@ def test_the_interval_is_over_clusters_and_covers() -> None:
 def test_one_cluster_has_no_interval() -> None:
     found = measure(noise(5), noise(5) / 255, mean_image=np.zeros((16, 14, 1)), clusters=np.zeros(5))
     assert (found.mse.low, found.mse.high) == (None, None)
+
+
+def read_back(found: Reconstruction) -> Reconstruction:
+    reader = TypeAdapter(Reconstruction)
+    return reader.validate_json(reader.dump_json(found))
+
+
+def test_where_all_images_are_the_mean_image_there_is_no_r2() -> None:
+    flat, clusters = np.full((6, 4, 4, 1), 51, np.uint8), np.arange(6)
+    mean = np.full((4, 4, 1), np.float32(51) / np.float32(255))
+    for made in (flat / 255, noise(6, (4, 4, 1)) / 255):
+        found = measure(flat, made, mean_image=mean, clusters=clusters)
+        assert found.r2 is None
+        assert read_back(found) == found
+    errors = squared_errors(flat / 255, noise(6, (4, 4, 1)) / 255)
+    with pytest.raises(DataError, match="base"):
+        r2_difference(errors, errors, np.zeros(6), clusters)
+
+
+def test_where_some_clusters_are_the_mean_image_r2_may_have_no_interval() -> None:
+    originals = np.full((3, 4, 4, 1), 51, np.uint8)
+    originals[2] = 102
+    mean = np.full((4, 4, 1), np.float32(51) / np.float32(255))
+    found = measure(originals, originals / 255, mean_image=mean, clusters=np.arange(3))
+    assert found.r2 == Estimate(value=pytest.approx(1.0), low=None, high=None)
+    assert found.mse.low is not None
+    assert read_back(found) == found
+    errors = squared_errors(originals / 255, originals / 255)
+    base = squared_errors(originals / 255, np.broadcast_to(mean, originals.shape)).round(6)
+    assert r2_difference(errors, errors + base, base, np.arange(3)) == Estimate(value=1.0, low=None, high=None)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 3), (2, 1, 1)])
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_smallest_images_have_measures_that_are_numbers(shape: tuple[int, ...], count: int) -> None:
+    found = measure(
+        noise(count, shape), noise(count, shape, 1) / 255, mean_image=np.zeros(shape), clusters=np.arange(count)
+    )
+    numbers = [n for each in asdict(found).values() for n in (each.values() if isinstance(each, dict) else [each])]
+    assert all(math.isfinite(number) for number in numbers if number is not None)
+    assert read_back(found) == found
 
 
 @pytest.mark.parametrize(

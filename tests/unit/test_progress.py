@@ -6,9 +6,9 @@ import io
 
 import pytest
 
+from ray_sisa.answer import duration
 from ray_sisa.engine.work import ChainEnded, EpochDone, FeaturesUnderway, StageDone
 from ray_sisa.lineage import Stage
-from ray_sisa.printing import duration
 from ray_sisa.progress import Progress
 from ray_sisa.records import Environment, EpochMetrics, StageRecord
 

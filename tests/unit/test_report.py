@@ -14,12 +14,13 @@ from xml.etree import ElementTree
 import pytest
 from html_pages import Page
 
-from ray_sisa import charts, printing
+from ray_sisa import charts
 from ray_sisa.config import RunConfig
 from ray_sisa.config_values import make_config
 from ray_sisa.costs import RequestRow
 from ray_sisa.errors import StoreError
 from ray_sisa.layout import report
+from ray_sisa.printing_measures import evaluated, no_attack
 from ray_sisa.records import EpochMetrics, StageRecord
 from ray_sisa.report import NAME, make_page, render, seconds, write_report
 from ray_sisa.run import Run
@@ -178,15 +179,15 @@ def test_of_several_requests_each_state_says_of_which(story: Story) -> None:
 def test_what_could_not_be_attacked_is_said_in_words(story: Story) -> None:
     found = story.run.evaluations()[-1]
     assert found.ensemble_membership is None
-    text = printing.evaluated(found, with_roc=False, is_repeatable=True).text
+    text = evaluated(found, with_roc=False, is_repeatable=True).text
     assert "membership  too few members to attack: 1, not 20" in text
     assert text.splitlines()[-1].endswith("too few members to attack: 0, not 20")
     few = dataclasses.replace(found.test, num_samples=39)
     enough = tuple(dataclasses.replace(s, num_held=20) for s in found.shard_memberships)
-    assert printing.no_attack(found, 7) == "no vote to attack"
+    assert no_attack(found, 7) == "no vote to attack"
     changed = dataclasses.replace(found, shard_memberships=enough)
-    assert printing.no_attack(changed, 0) == "losses that are not numbers"
-    assert printing.no_attack(dataclasses.replace(changed, test=few), 0) == "too few test samples to attack: 39, not 40"
+    assert no_attack(changed, 0) == "losses that are not numbers"
+    assert no_attack(dataclasses.replace(changed, test=few), 0) == "too few test samples to attack: 39, not 40"
 
 
 def test_requests_of_one_batch_are_counted_once(tmp_path: Path) -> None:

@@ -217,6 +217,20 @@ def test_the_lost_charge_of_a_purged_stage_is_found(run: Run) -> None:
     assert spent_by(run).doubts == (lost_text("1 training has"),)
 
 
+def test_so_is_that_of_a_purged_stage_that_no_head_ever_named(run: Run) -> None:
+    gone = first_charge(run)
+    run.forget(samples=run.sample_ids(0, 1)[:1])
+    run.unlearn(runner="local")
+    run.forget(samples=run.sample_ids(0, 1)[1:2])
+    assert not spent_by(run).doubts
+    run.store.delete([gone.path or ""])
+    # With a request pending, which the head in force does not know of, and without one.
+    for _ in range(2):
+        assert problems(check(run.store)) == {gone.path: "is not there, and its stage was trained"}
+        assert spent_by(run).doubts == (lost_text("1 training has"),)
+        run.unlearn(runner="local")
+
+
 def lost_text(many: str) -> str:
     return f"{many} no charge left, so more may have been spent: run `ray-sisa check`"
 
@@ -225,7 +239,7 @@ def test_a_store_that_lost_its_charges_makes_no_clean_claim(run: Run) -> None:
     run.forget(samples=run.sample_ids(0, 1)[:1])
     run.unlearn(runner="local")
     run.store.delete(sorted(run.store.sizes(SPENT)))
-    assert spent_by(run).doubts == (lost_text("5 trainings have"),)  # four stages that are there, one that voted
+    assert spent_by(run).doubts == (lost_text("6 trainings have"),)  # four stages that are there, two that were purged
 
 
 def test_a_gap_in_the_numbers_of_charges_is_a_doubt(tmp_path: Path) -> None:
