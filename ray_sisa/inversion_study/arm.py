@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from ray_sisa.config import RunConfig, Scaling
@@ -16,9 +14,8 @@ from ray_sisa.inversion_study.roles import CONSTANTS, Roles
 from ray_sisa.inversion_study.tasks import Attack, Bench, KeepRandom, MatchNoise, StopAt, TrainTarget, WhiteBox
 from ray_sisa.location import join_run
 from ray_sisa.study.arm import Place
-from ray_sisa.study.steps import Task, do_each
+from ray_sisa.study.steps import Task, do_each, do_here
 
-logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 LAYER = "device"  # the part of the study's network that leaves 32 numbers
 
@@ -38,9 +35,7 @@ class Arm:
 
     def here(self, task: Task[Result]) -> Result:
         """The result of a step driven from this process, its chains trained by workers."""
-        if self.steps.find(task) is None:
-            logger.info("%s: %s", self.name, type(task).__name__.lower())
-        return self.steps.do(task, replace(self._bench, runner=self.place.runner))
+        return do_here(self.name, task, self.steps, self._bench, self.place.runner)
 
     def config(
         self, recipe: Mapping[str, Any], *, seed: int, shards: int = 1, slices: int = 1, measure: str = "epoch"

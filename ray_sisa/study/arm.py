@@ -6,7 +6,6 @@ Steps that need a worker each are mapped, so that independent runs fill a cluste
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,10 +21,9 @@ from ray_sisa.engine.runner import Runner
 from ray_sisa.location import join_run
 from ray_sisa.study.results import Completed, Measured, Requested, Trained, Unlearning
 from ray_sisa.study.samples import digest_of
-from ray_sisa.study.steps import Steps, Task, do_each
+from ray_sisa.study.steps import Steps, Task, do_each, do_here
 from ray_sisa.study.tasks import Bench, Complete, Measure, Request, State, Train, Vote
 
-logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 KEY = "study"  # of placements: one forget set for all seeds
 
@@ -130,9 +128,7 @@ class Arm:
 
     def here(self, task: Task[Result]) -> Result:
         """The result of a step driven from this process, its chains trained by workers."""
-        if self.steps.find(task) is None:
-            logger.info("%s: %s", self.name, type(task).__name__.lower())
-        return self.steps.do(task, replace(self._bench, runner=self.place.runner))
+        return do_here(self.name, task, self.steps, self._bench, self.place.runner)
 
     def measure(self, trained: Trained, pattern: str, approximation: str | None = None) -> Measure:
         """The step that measures a run that nobody asked to forget anything, or an approximation in it."""
