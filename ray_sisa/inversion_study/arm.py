@@ -13,7 +13,7 @@ from ray_sisa.inversion_study.results import Target
 from ray_sisa.inversion_study.roles import CONSTANTS, Roles
 from ray_sisa.inversion_study.tasks import Attack, Bench, KeepRandom, MatchNoise, StopAt, TrainTarget, WhiteBox
 from ray_sisa.location import join_run
-from ray_sisa.study.arm import Place
+from ray_sisa.study.place import Place
 from ray_sisa.study.steps import Task, do_each, do_here
 
 Result = TypeVar("Result")

@@ -13,7 +13,7 @@ from ray_sisa.inversion_study.results import Facts, InversionRecord, TrainedTarg
 from ray_sisa.inversion_study.roles import Roles, at_side, read_roles
 from ray_sisa.inversion_study.sisa import run_sisa
 from ray_sisa.run import Run
-from ray_sisa.study.arm import Place
+from ray_sisa.study.place import Place
 from ray_sisa.study.provenance import command_here
 
 

@@ -10,8 +10,9 @@ from typing import Any
 from ray_sisa.data import Dataset
 from ray_sisa.run import Run
 from ray_sisa.study import pixels
-from ray_sisa.study.arm import Arm, Place
+from ray_sisa.study.arm import Arm
 from ray_sisa.study.features import FrozenStudy
+from ray_sisa.study.place import Place
 from ray_sisa.study.presets import Preset, Size
 from ray_sisa.study.provenance import command_here
 from ray_sisa.study.results import Facts, StudyRecord
