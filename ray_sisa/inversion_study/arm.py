@@ -9,7 +9,8 @@ from ray_sisa.config import RunConfig, Scaling
 from ray_sisa.config_values import make_config
 from ray_sisa.digests import digest_json
 from ray_sisa.engine.runner import device_of
-from ray_sisa.inversion_study.results import Target
+from ray_sisa.inversion_study.baselines import NAMES, BaselineTask
+from ray_sisa.inversion_study.results import Baseline, Target
 from ray_sisa.inversion_study.roles import CONSTANTS, Roles
 from ray_sisa.inversion_study.tasks import Attack, Bench, KeepRandom, MatchNoise, StopAt, TrainTarget, WhiteBox
 from ray_sisa.location import join_run
@@ -74,6 +75,15 @@ class Arm:
         return Attack(
             target=target, layer=LAYER, images=self.roles.digest, attacker={**attacker, "seed": seed}, noise=noise
         )
+
+    def baselines(self) -> tuple[Baseline, ...]:
+        """What needs no target, of the images of this arm; the mean image first."""
+        tasks: list[Task[Baseline]] = [BaselineTask(name=name, images=self.roles.digest) for name in NAMES]
+        return tuple(self.each(tasks))
+
+    def keep_truth(self) -> str:
+        """Keeps the victims that are shown, as they are; returns the name of the arrays: `shown` uint8 [N, H, W]."""
+        return self.steps.keep(shown=self.roles.victims.images[self.roles.shown][..., 0])
 
     def white_box(self, target: Target, num_images: int, steps: int) -> WhiteBox:
         """The step that attacks a target whose weights are known."""

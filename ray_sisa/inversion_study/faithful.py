@@ -6,10 +6,8 @@ from typing import Any
 
 from ray_sisa.inversion_study.accounting import accountings
 from ray_sisa.inversion_study.arm import Arm
-from ray_sisa.inversion_study.baselines import NAMES, BaselineTask
-from ray_sisa.inversion_study.presets import PLAIN, PRIVATE, Preset
-from ray_sisa.inversion_study.results import Baseline, Faithful
-from ray_sisa.study.steps import Task
+from ray_sisa.inversion_study.presets import Preset, with_dp_sgd, without_privacy
+from ray_sisa.inversion_study.results import Faithful
 
 SEED = 0  # the original has one training of each
 
@@ -28,27 +26,21 @@ def run_faithful(arm: Arm, preset: Preset, side: int) -> Faithful:
         targets += arm.each([arm.random(plain[0], SEED)])
         attackers = preset.faithful_attackers
     attacks = arm.each([arm.attack(target, attacker, SEED) for attacker in attackers for target in targets])
-    baselines: list[Task[Baseline]] = [BaselineTask(name=n, images=arm.roles.digest) for n in NAMES]
     return Faithful(
         side=side,
-        truth=arm.steps.keep(shown=arm.roles.victims.images[arm.roles.shown][..., 0]),
+        truth=arm.keep_truth(),
         plain=tuple(trained[len(private) :]),
         private=tuple(trained[: len(private)]),
         accounting=accountings(noises),
         attacks=tuple(attacks),
-        baselines=tuple(arm.each(baselines)),
+        baselines=arm.baselines(),
     )
 
 
 def _plain(preset: Preset, model: str) -> dict[str, Any]:
-    return {**PLAIN, "model": model, "epochs_per_slice": preset.faithful_epochs}
+    return without_privacy(model, preset.faithful_epochs)
 
 
 def _private(preset: Preset, noise_multiplier: float) -> dict[str, Any]:
     """Without dropout, at five times the rate; batch normalisation gives way to groups, as DP-SGD demands."""
-    return {
-        **PRIVATE,
-        "model": "split_convnet_no_dropout",
-        "epochs_per_slice": preset.faithful_private_epochs,
-        "dp": {"noise_multiplier": noise_multiplier, "max_grad_norm": 1.0, "delta": 1e-5},
-    }
+    return with_dp_sgd("split_convnet_no_dropout", preset.faithful_private_epochs, noise_multiplier)

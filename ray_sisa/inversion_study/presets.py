@@ -117,3 +117,21 @@ GPU = Preset(
 )
 
 PRESETS = {preset.name: preset for preset in (SMOKE, CPU, GPU)}
+
+
+def without_privacy(model: str, epochs: int, precision: str = PLAIN["precision"]) -> dict[str, Any]:
+    """The recipe of a target that is trained without privacy."""
+    return {**PLAIN, "precision": precision, "model": model, "epochs_per_slice": epochs}
+
+
+def with_dp_sgd(
+    model: str, epochs: int, noise_multiplier: float, precision: str = PLAIN["precision"]
+) -> dict[str, Any]:
+    """The recipe of a target that is trained with DP-SGD, at the original's rate, clipping and delta."""
+    return {
+        **PRIVATE,
+        "precision": precision,
+        "model": model,
+        "epochs_per_slice": epochs,
+        "dp": {"noise_multiplier": noise_multiplier, "max_grad_norm": 1.0, "delta": 1e-5},
+    }
