@@ -12,22 +12,20 @@ from ray_sisa.inversion_study.results import Faithful
 SEED = 0  # the original has one training of each
 
 
-def run_faithful(arm: Arm, preset: Preset, side: int) -> Faithful:
-    """Trains the original's targets, and at the last resolution those with DP-SGD; its attacker against each."""
-    noises = preset.noise_multipliers if side == preset.faithful_sides[-1] else ()
+def run_faithful(arm: Arm, preset: Preset) -> Faithful:
+    """Trains the original's targets, without privacy and with DP-SGD; attacks these, and one that is not trained."""
+    noises = preset.noise_multipliers
     private = [_private(preset, noise) for noise in noises]
     plain = [_plain(preset, model) for model in ("split_convnet_affine", "split_convnet")]
     names = [*(f"private-{noise:g}" for noise in noises), "plain", "plain-batch"]
     tasks = [arm.train(name, recipe, SEED) for name, recipe in zip(names, [*private, *plain], strict=True)]
     trained = arm.each(tasks)
-    targets = [made.target for made in trained]
-    attackers = preset.faithful_attackers[:1]
-    if side == preset.faithful_sides[-1]:  # what costs little there
-        targets += arm.each([arm.random(plain[0], SEED)])
-        attackers = preset.faithful_attackers
-    attacks = arm.each([arm.attack(target, attacker, SEED) for attacker in attackers for target in targets])
+    targets = [*(made.target for made in trained), *arm.each([arm.random(plain[0], SEED)])]
+    attacks = arm.each(
+        [arm.attack(target, attacker, SEED) for attacker in preset.faithful_attackers for target in targets]
+    )
     return Faithful(
-        side=side,
+        side=preset.faithful_side,
         truth=arm.keep_truth(),
         plain=tuple(trained[len(private) :]),
         private=tuple(trained[: len(private)]),

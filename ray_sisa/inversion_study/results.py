@@ -163,7 +163,7 @@ class Faithful:
     plain: tuple[TrainedTarget, ...]
     """Normalisation inert, as the original's loop runs it; then in training mode."""
     private: tuple[TrainedTarget, ...]
-    """None where DP-SGD takes too long at this resolution."""
+    """One a noise multiplier."""
     accounting: tuple[Accounting, ...]
     attacks: tuple[Attacked, ...]
     baselines: tuple[Baseline, ...]

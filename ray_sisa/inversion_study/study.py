@@ -28,14 +28,12 @@ def run_study(preset: Preset, section: dict[str, Any], place: Place) -> Inversio
     """
     began = time.perf_counter()
     whole = read_roles(section, preset.num_train, preset.num_images)
-    faithful = tuple(
-        run_faithful(Arm("faithful", place, at_side(whole, side)), preset, side) for side in preset.faithful_sides
-    )
+    faithful = run_faithful(Arm("faithful", place, at_side(whole, preset.faithful_side)), preset)
     roles = at_side(whole, preset.side)
     honest = run_honest(Arm("honest", place, roles), preset)
     sisa = run_sisa(Arm("sisa", place, roles), preset)
-    made = provenance(preset.name, place.steps, faithful[0].plain[0].uri, time.perf_counter() - began)
-    return InversionRecord(facts=_facts(made, whole), faithful=faithful, honest=honest, sisa=sisa)
+    made = provenance(preset.name, place.steps, faithful.plain[0].uri, time.perf_counter() - began)
+    return InversionRecord(facts=_facts(made, whole), faithful=(faithful,), honest=honest, sisa=sisa)
 
 
 def _facts(made: Provenance, roles: Roles) -> Facts:
