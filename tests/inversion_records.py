@@ -60,7 +60,6 @@ def make_record(
     """
     noises = (0.7, 0.5, 0.3)[: len(gaps)]
     seeds = tuple(_seed(i, noises, gaps, level, only_first) for i in range(num_seeds))
-    sides = PRESETS[preset].faithful_sides
     return InversionRecord(
         facts=Facts(
             preset=preset,
@@ -79,7 +78,7 @@ def make_record(
             num_seen=SEEN,
             shown=SHOWN_UNSEEN,
         ),
-        faithful=tuple(_faithful(side, noises if side == sides[-1] else ()) for side in sides),
+        faithful=(_faithful(PRESETS[preset].faithful_side, noises),),
         honest=Honest(
             side=PRESETS[preset].side,
             num_train=11_000,

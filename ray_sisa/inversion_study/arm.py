@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from ray_sisa.config import RunConfig, Scaling
 from ray_sisa.config_values import make_config
 from ray_sisa.digests import digest_json
 from ray_sisa.engine.runner import device_of
-from ray_sisa.inversion_study.results import Target
+from ray_sisa.inversion_study.baselines import NAMES, BaselineTask
+from ray_sisa.inversion_study.results import Baseline, Target
 from ray_sisa.inversion_study.roles import CONSTANTS, Roles
 from ray_sisa.inversion_study.tasks import Attack, Bench, KeepRandom, MatchNoise, StopAt, TrainTarget, WhiteBox
 from ray_sisa.location import join_run
-from ray_sisa.study.arm import Place
-from ray_sisa.study.steps import Task, do_each
+from ray_sisa.study.place import Place
+from ray_sisa.study.steps import Task, do_each, do_here
 
-logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 LAYER = "device"  # the part of the study's network that leaves 32 numbers
 
@@ -38,9 +36,7 @@ class Arm:
 
     def here(self, task: Task[Result]) -> Result:
         """The result of a step driven from this process, its chains trained by workers."""
-        if self.steps.find(task) is None:
-            logger.info("%s: %s", self.name, type(task).__name__.lower())
-        return self.steps.do(task, replace(self._bench, runner=self.place.runner))
+        return do_here(self.name, task, self.steps, self._bench, self.place.runner)
 
     def config(
         self, recipe: Mapping[str, Any], *, seed: int, shards: int = 1, slices: int = 1, measure: str = "epoch"
@@ -79,6 +75,15 @@ class Arm:
         return Attack(
             target=target, layer=LAYER, images=self.roles.digest, attacker={**attacker, "seed": seed}, noise=noise
         )
+
+    def baselines(self) -> tuple[Baseline, ...]:
+        """What needs no target, of the images of this arm; the mean image first."""
+        tasks: list[Task[Baseline]] = [BaselineTask(name=name, images=self.roles.digest) for name in NAMES]
+        return tuple(self.each(tasks))
+
+    def keep_truth(self) -> str:
+        """Keeps the victims that are shown, as they are; returns the name of the arrays: `shown` uint8 [N, H, W]."""
+        return self.steps.keep(shown=self.roles.victims.images[self.roles.shown][..., 0])
 
     def white_box(self, target: Target, num_images: int, steps: int) -> WhiteBox:
         """The step that attacks a target whose weights are known."""

@@ -115,18 +115,40 @@ def shares(record: InversionRecord) -> str:
     plain = row(rows(record.honest, attackers(record.honest)[0]), PLAIN)
     found = plain.spread("r2") if plain else None
     assert found is not None  # the network without privacy is always attacked
-    falls = [(pair, found.mean - pair.r2) for pair, _ in verdicts(record.honest, PRIVATE, STOPPED)]
-    parts = [f"{percent((found.mean - p.other_r2) / fall)} at {p.noise_multiplier:g}" for p, fall in falls if fall > 0]
-    none = [f"{pair.noise_multiplier:g}" for pair, fall in falls if fall <= 0]
+    pairs = [pair for pair, _ in verdicts(record.honest, PRIVATE, STOPPED)]
+    lower = [pair for pair in pairs if pair.r2 < found.mean]
+    others = [f"{pair.noise_multiplier:g}" for pair in pairs if pair not in lower]
+    said = []
+    if lower:
+        values = enumerated(f"{number(pair.r2)} at {pair.noise_multiplier:g}" for pair in lower)
+        said.append(
+            f"The fully trained network without privacy has {R2} {number(found.mean)}. Private networks have less, by "
+            f"noise multiplier: {values}. {_explained(lower, found.mean)}"
+        )
+    if others:
+        said.append(
+            f"At noise multiplier {enumerated(others)}, private networks leak no less than the fully trained one "
+            "without."
+        )
+    return " ".join(said)
+
+
+def _explained(lower: Sequence[Pair], full: float) -> str:
+    """What stopping early alone does of the falls of R2, from that of the fully trained network to private ones."""
+    parts = [
+        f"{percent((full - pair.other_r2) / (full - pair.r2))} at {pair.noise_multiplier:g}"
+        for pair in lower
+        if pair.other_r2 < full
+    ]
+    none = [pair for pair in lower if pair.other_r2 >= full]
     said = []
     if parts:
-        said.append(
-            f"Of the fall of {R2} from the fully trained network without privacy ({number(found.mean)}) to private "
-            f"ones, networks stopped at their accuracy have {enumerated(parts)}."
-        )
+        said.append(f"Of this fall, networks without privacy stopped at the same accuracy have {enumerated(parts)}.")
     if none:
+        noises, values = zip(*((f"{pair.noise_multiplier:g}", number(pair.other_r2)) for pair in none), strict=True)
         said.append(
-            f"At noise multiplier {enumerated(none)}, private networks leak no less than the fully trained one without."
+            f"At {enumerated(noises)}, a network without privacy stopped at the same accuracy leaks no less than the "
+            f"fully trained one ({R2} {enumerated(values)}): there the lower accuracy explains none of the fall."
         )
     return " ".join(said)
 

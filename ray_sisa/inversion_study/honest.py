@@ -9,23 +9,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from ray_sisa.inversion_study.arm import LAYER, Arm
-from ray_sisa.inversion_study.baselines import NAMES, BaselineTask
 from ray_sisa.inversion_study.pairs import pairs
-from ray_sisa.inversion_study.presets import PLAIN, PRIVATE, Preset
-from ray_sisa.inversion_study.results import (
-    Attacked,
-    Baseline,
-    Honest,
-    HonestSeed,
-    NoisyTarget,
-    StoppedTarget,
-    Target,
-    TrainedTarget,
-)
+from ray_sisa.inversion_study.presets import Preset, with_dp_sgd, without_privacy
+from ray_sisa.inversion_study.results import Attacked, Honest, HonestSeed, Target
 from ray_sisa.study.steps import Task
 
 Made = TypeVar("Made")
@@ -51,43 +41,36 @@ def run_honest(arm: Arm, preset: Preset) -> Honest:
     noisy = arm.each([arm.match(made.target, accuracy) for made, accuracy in zip(own, wanted, strict=True)])
     random = arm.each([arm.random(plain_recipe(preset), seed) for seed in seeds])
     found = [
-        _Seed(
+        HonestSeed(
             seed=seed,
             plain=plain[i],
             private=_row(private, i, len(seeds)),
             stopped=_row(stopped, i, len(seeds)),
             noisy=_row(noisy, i, len(seeds)),
             nopeek=_row(nopeek, i, len(seeds)),
-            random=random[i],
+            attacks=(),
         )
         for i, seed in enumerate(seeds)
     ]
-    baselines: list[Task[Baseline]] = [BaselineTask(name=n, images=arm.roles.digest) for n in NAMES]
-    attacked, made = tuple(_attacked(arm, preset, found)), tuple(arm.each(baselines))
+    attacked, baselines = tuple(_attacked(arm, preset, found, random)), arm.baselines()
     return Honest(
         side=preset.side,
-        truth=arm.steps.keep(shown=arm.roles.victims.images[arm.roles.shown][..., 0]),
+        truth=arm.keep_truth(),
         num_train=len(arm.roles.dataset.train),
         seeds=attacked,
-        pairs=pairs(arm.steps, arm.roles, attacked, made[NAMES.index("mean")]),
-        baselines=made,
+        pairs=pairs(arm.steps, arm.roles, attacked, baselines[0]),
+        baselines=baselines,
     )
 
 
 def plain_recipe(preset: Preset) -> dict[str, Any]:
     """Without privacy."""
-    return {**PLAIN, "precision": preset.precision, "model": MODEL, "epochs_per_slice": preset.epochs}
+    return without_privacy(MODEL, preset.epochs, preset.precision)
 
 
 def private_recipe(preset: Preset, noise_multiplier: float) -> dict[str, Any]:
-    """With DP-SGD, at the original's rate, clipping and delta."""
-    return {
-        **PRIVATE,
-        "precision": preset.precision,
-        "model": MODEL,
-        "epochs_per_slice": preset.private_epochs,
-        "dp": {"noise_multiplier": noise_multiplier, "max_grad_norm": 1.0, "delta": 1e-5},
-    }
+    """With DP-SGD."""
+    return with_dp_sgd(MODEL, preset.private_epochs, noise_multiplier, preset.precision)
 
 
 def nopeek_recipe(preset: Preset, weight: float) -> dict[str, Any]:
@@ -95,45 +78,27 @@ def nopeek_recipe(preset: Preset, weight: float) -> dict[str, Any]:
     return {**plain_recipe(preset), "nopeek": {"layer": LAYER, "weight": weight}}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Seed:
-    seed: int
-    plain: TrainedTarget
-    private: tuple[TrainedTarget, ...]
-    stopped: tuple[StoppedTarget, ...]
-    noisy: tuple[NoisyTarget, ...]
-    nopeek: tuple[TrainedTarget, ...]
-    random: Target
-
-    def attacks(self, arm: Arm, preset: Preset) -> list[Task[Attacked]]:
-        trained = [self.plain, *self.private, *self.nopeek]
-        stopped = [made.target for made in self.stopped]
-        own = [*(made.target for made in trained), *stopped]
-        tasks: list[Task[Attacked]] = [
-            *(arm.attack(target, preset.attackers[0], self.seed) for target in [*own, self.random]),
-            *(arm.attack(self.plain.target, preset.attackers[0], self.seed, made.noise) for made in self.noisy),
-        ]
-        if self.seed == preset.seeds[0]:  # what others make of it, once: they take long
-            chosen = [self.plain.target, *(made.target for made in self.private), *stopped]
-            others = [*chosen, self.random]
-            tasks += [arm.attack(t, attacker, self.seed) for attacker in preset.attackers[1:] for t in others]
-            tasks += [arm.white_box(t, preset.white_box_images, preset.white_box_steps) for t in chosen]
-        return tasks
-
-
-def _attacked(arm: Arm, preset: Preset, found: Sequence[_Seed]) -> Iterator[HonestSeed]:
-    tasks = [seed.attacks(arm, preset) for seed in found]
+def _attacked(arm: Arm, preset: Preset, found: Sequence[HonestSeed], random: Sequence[Target]) -> Iterator[HonestSeed]:
+    """Seeds with their attacks; each has an encoder with random weights beside it."""
+    tasks = [_attacks(arm, preset, *each) for each in zip(found, random, strict=True)]
     made = iter(arm.each([task for row in tasks for task in row]))
     for seed, row in zip(found, tasks, strict=True):
-        yield HonestSeed(
-            seed=seed.seed,
-            plain=seed.plain,
-            private=seed.private,
-            stopped=seed.stopped,
-            noisy=seed.noisy,
-            nopeek=seed.nopeek,
-            attacks=tuple(itertools.islice(made, len(row))),
-        )
+        yield replace(seed, attacks=tuple(itertools.islice(made, len(row))))
+
+
+def _attacks(arm: Arm, preset: Preset, seed: HonestSeed, random: Target) -> list[Task[Attacked]]:
+    stopped = [made.target for made in seed.stopped]
+    own = [*(made.target for made in (seed.plain, *seed.private, *seed.nopeek)), *stopped]
+    tasks: list[Task[Attacked]] = [
+        *(arm.attack(target, preset.attackers[0], seed.seed) for target in [*own, random]),
+        *(arm.attack(seed.plain.target, preset.attackers[0], seed.seed, made.noise) for made in seed.noisy),
+    ]
+    if seed.seed == preset.seeds[0]:  # what others make of it, once: they take long
+        chosen = [seed.plain.target, *(made.target for made in seed.private), *stopped]
+        others = [*chosen, random]
+        tasks += [arm.attack(t, attacker, seed.seed) for attacker in preset.attackers[1:] for t in others]
+        tasks += [arm.white_box(t, preset.white_box_images, preset.white_box_steps) for t in chosen]
+    return tasks
 
 
 def _row(made: Sequence[Made], number: int, count: int) -> tuple[Made, ...]:

@@ -7,19 +7,13 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from ray_sisa.config import Scaling
-from ray_sisa.engine.runner import open_runner
 from ray_sisa.inversion_study.page import REPORT, RESULT, write_report
 from ray_sisa.inversion_study.pictures import PICTURES, read_pictures, write_pictures
 from ray_sisa.inversion_study.presets import PRESETS
 from ray_sisa.inversion_study.results import InversionRecord
 from ray_sisa.inversion_study.roles import section_of
 from ray_sisa.inversion_study.study import run_study
-from ray_sisa.location import join_run, resolve_uri
-from ray_sisa.store import Store
-from ray_sisa.study.arm import Place
-from ray_sisa.study.provenance import commit_here
-from ray_sisa.study.steps import Steps
+from ray_sisa.study.place import open_place, write_result
 
 logger = logging.getLogger(__name__)
 
@@ -41,16 +35,11 @@ def run_job(
     """
     preset = PRESETS[preset_name]
     gpus = preset.gpus_per_worker if gpus_per_worker is None else gpus_per_worker
-    scaling = {"resources_per_worker": {"CPU": 1, **({"GPU": gpus} if gpus else {})}}
-    steps = Steps(Store(join_run(storage, "study")), commit_here())
-    with open_runner("ray", Scaling.model_validate(scaling)) as runner:
-        place = Place(storage=storage, steps=steps, runner=runner, scaling=scaling)
+    with open_place(storage, gpus) as place:
         record = run_study(preset, section_of(source), place)
     out.mkdir(parents=True, exist_ok=True)
-    # Where things lay is nobody's business who reads the record.
-    text = TypeAdapter(InversionRecord).dump_json(record, indent=1).decode()
-    write_pictures(steps, record, out / PICTURES)
-    (out / RESULT).write_text(text.replace(resolve_uri(storage), "STORAGE") + "\n", encoding="utf-8")
+    write_pictures(place.steps, record, out / PICTURES)
+    write_result(record, storage, out / RESULT)
     write_report(record, read_pictures(out / PICTURES, record), out)
     logger.info("%s: %s", preset.name, out / REPORT)
     return record

@@ -9,9 +9,10 @@ import numpy as np
 from ray_sisa.evaluation.inversion import r2_difference
 from ray_sisa.inversion_study.results import Attacked, Baseline, HonestSeed, Pair
 from ray_sisa.inversion_study.roles import Roles, characters
+from ray_sisa.inversion_study.summary import NOISY, PRIVATE, STOPPED, accuracy_at, attack_at, noise_of
 from ray_sisa.study.steps import Steps
 
-COMPARED = (("private", "stopped"), ("private", "noisy"), ("noisy", "stopped"))
+COMPARED = ((PRIVATE, STOPPED), (PRIVATE, NOISY), (NOISY, STOPPED))
 
 
 def pairs(steps: Steps, roles: Roles, seeds: Sequence[HonestSeed], mean: Baseline) -> tuple[Pair, ...]:
@@ -23,16 +24,16 @@ def pairs(steps: Steps, roles: Roles, seeds: Sequence[HonestSeed], mean: Baselin
     for place in range(len(seeds[0].private)):
         for one, other in COMPARED:
             errors, others = (
-                np.stack([steps.arrays(attack_of(seed, name, place).arrays)["mse"][unseen] for seed in seeds])
+                np.stack([steps.arrays(_attack_of(seed, name, place).arrays)["mse"][unseen] for seed in seeds])
                 for name in (one, other)
             )
             found.append(
                 Pair(
-                    noise_multiplier=noise_multiplier_of(seeds[0], place),
+                    noise_multiplier=noise_of(seeds[0].private[place]),
                     one=one,
                     other=other,
-                    accuracy=float(np.mean([accuracy_of(seed, one, place) for seed in seeds])),
-                    other_accuracy=float(np.mean([accuracy_of(seed, other, place) for seed in seeds])),
+                    accuracy=float(np.mean([accuracy_at(seed, one, place) for seed in seeds])),
+                    other_accuracy=float(np.mean([accuracy_at(seed, other, place) for seed in seeds])),
                     r2=float(1 - errors.mean() / base.mean()),
                     other_r2=float(1 - others.mean() / base.mean()),
                     by_seed=tuple(float((b - a).mean() / base.mean()) for a, b in zip(errors, others, strict=True)),
@@ -42,28 +43,10 @@ def pairs(steps: Steps, roles: Roles, seeds: Sequence[HonestSeed], mean: Baselin
     return tuple(found)
 
 
-def attack_of(seed: HonestSeed, name: str, place: int) -> Attacked:
-    """The attack on the private target of a place, or on its control, by the first attacker."""
-    target, noise = {
-        "private": (seed.private[place].target.name, None),
-        "stopped": (seed.stopped[place].target.name, None),
-        "noisy": (seed.plain.target.name, seed.noisy[place].noise),
-    }[name]
-    return next(attack for attack in seed.attacks if (attack.target, attack.noise) == (target, noise))
-
-
-def accuracy_of(seed: HonestSeed, name: str, place: int) -> float:
-    """Of the target that `attack_of` is about, on the validation images."""
-    accuracies = {
-        "private": seed.private[place].accuracy,
-        "stopped": seed.stopped[place].accuracy,
-        "noisy": seed.noisy[place].accuracy,
-    }
-    return accuracies[name]
-
-
-def noise_multiplier_of(seed: HonestSeed, place: int) -> float:
-    """Of the private target of a place."""
-    spending = seed.private[place].spending
-    assert spending is not None  # it is private
-    return spending.noise_multiplier
+def _attack_of(seed: HonestSeed, kind: str, place: int) -> Attacked:
+    """By the first attacker, which all of these targets are attacked by under every seed."""
+    attacker = seed.attacks[0].attacker
+    found = attack_at(seed, attacker, kind, place)
+    if found is None:
+        raise AssertionError(f"seed {seed.seed}: no attack of {attacker} on the {kind} target number {place}")
+    return found

@@ -32,8 +32,8 @@ class Preset:
     num_images: int | None = None
     """How many images of each role are used, drawn at random; all by default."""
     noise_multipliers: tuple[float, ...] = (0.7, 0.5, 0.3)
-    faithful_sides: tuple[int, ...] = (105,)
-    """Pixels a side in the faithful arm; the original has 105. Its private targets are trained at the last of them."""
+    faithful_side: int = 105
+    """Pixels a side in the faithful arm; the original has 105."""
     faithful_epochs: int = 10
     faithful_private_epochs: int = 24
     """The original's 20 epochs of 13,180 / 32 steps, in epochs of the 11,000 images that they were drawn from."""
@@ -46,7 +46,7 @@ class Preset:
     epochs: int = 10
     private_epochs: int = 20
     faithful_attackers: tuple[dict[str, Any], ...]
-    """The original's first, which alone attacks at resolutions before the last."""
+    """The original's first."""
     attackers: tuple[dict[str, Any], ...]
     """Of the honest arm. What is concluded is of the first, which attacks under every seed, and on SISA; the others
     attack some targets of the first seed."""
@@ -73,7 +73,7 @@ SMOKE = Preset(
     num_train=None,
     num_images=120,
     noise_multipliers=(0.5,),
-    faithful_sides=(35,),
+    faithful_side=35,
     faithful_epochs=1,
     faithful_private_epochs=1,
     side=35,
@@ -117,3 +117,21 @@ GPU = Preset(
 )
 
 PRESETS = {preset.name: preset for preset in (SMOKE, CPU, GPU)}
+
+
+def without_privacy(model: str, epochs: int, precision: str = PLAIN["precision"]) -> dict[str, Any]:
+    """The recipe of a target that is trained without privacy."""
+    return {**PLAIN, "precision": precision, "model": model, "epochs_per_slice": epochs}
+
+
+def with_dp_sgd(
+    model: str, epochs: int, noise_multiplier: float, precision: str = PLAIN["precision"]
+) -> dict[str, Any]:
+    """The recipe of a target that is trained with DP-SGD, at the original's rate, clipping and delta."""
+    return {
+        **PRIVATE,
+        "precision": precision,
+        "model": model,
+        "epochs_per_slice": epochs,
+        "dp": {"noise_multiplier": noise_multiplier, "max_grad_norm": 1.0, "delta": 1e-5},
+    }

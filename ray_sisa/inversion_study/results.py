@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ray_sisa.evaluation.inversion import Estimate, Reconstruction
+from ray_sisa.study.results import Provenance
 
 Part = Literal["public", "victims", "unseen", "seen"]
 """Public images; all victims; those that the attacker did not train on, and those that it did."""
@@ -162,7 +163,7 @@ class Faithful:
     plain: tuple[TrainedTarget, ...]
     """Normalisation inert, as the original's loop runs it; then in training mode."""
     private: tuple[TrainedTarget, ...]
-    """None where DP-SGD takes too long at this resolution."""
+    """One a noise multiplier."""
     accounting: tuple[Accounting, ...]
     attacks: tuple[Attacked, ...]
     baselines: tuple[Baseline, ...]
@@ -234,20 +235,9 @@ class OnSisa:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Facts:
-    """What the study was made of, and where."""
+class Facts(Provenance):
+    """What the study was made of, and how."""
 
-    preset: str
-    command: str
-    commit: str
-    started_at: str
-    seconds: float
-    """Of the last call; a study that was continued took longer."""
-    step_seconds: float
-    """Of all steps, whoever did them, summed."""
-    machine: str
-    device: str
-    torch: str
     num_train: int
     num_validation: int
     num_public: int

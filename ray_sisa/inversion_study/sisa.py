@@ -13,7 +13,7 @@ from ray_sisa.digests import digest_json
 from ray_sisa.evaluation.inversion import Reconstruction
 from ray_sisa.inversion_study.arm import LAYER, Arm
 from ray_sisa.inversion_study.honest import MODEL
-from ray_sisa.inversion_study.presets import PLAIN, PRIVATE, Preset
+from ray_sisa.inversion_study.presets import Preset, with_dp_sgd, without_privacy
 from ray_sisa.inversion_study.quality import of_others
 from ray_sisa.inversion_study.querying import Queried
 from ray_sisa.inversion_study.results import OnSisa, PrivateSisa, Spending, SubjectAttack
@@ -125,7 +125,8 @@ class AttackSubjects:
 
 def run_sisa(arm: Arm, preset: Preset) -> OnSisa:
     """Trains, attacks, has subjects forgotten, and attacks again; then a run with DP-SGD, for what it spends."""
-    config = arm.config(_recipe(preset), seed=SEED, shards=preset.shards, slices=preset.slices)
+    recipe = without_privacy(SISA_MODEL, preset.sisa_epochs, preset.precision)
+    config = arm.config(recipe, seed=SEED, shards=preset.shards, slices=preset.slices)
     trained = arm.here(TrainRun(config=config, images=arm.roles.digest))
     subjects = drawn_subjects(arm.roles.dataset.train, preset.num_subjects)
     forgotten = arm.here(_forget(arm, trained.uri, subjects))
@@ -163,19 +164,9 @@ def images_of(samples: Samples, subjects: Sequence[str]) -> Samples:
     return _rows(samples, np.array([s in wanted for s in samples.subjects.to_pylist()], dtype=bool))
 
 
-def _recipe(preset: Preset) -> dict[str, Any]:
-    return {**PLAIN, "precision": preset.precision, "model": SISA_MODEL, "epochs_per_slice": preset.sisa_epochs}
-
-
 def _private(arm: Arm, preset: Preset) -> PrivateSisa:
     """A subject in the middle of its shard is forgotten: the stages from there on are trained, and paid for, again."""
-    recipe = {
-        **PRIVATE,
-        "precision": preset.precision,
-        "model": MODEL,
-        "epochs_per_slice": preset.sisa_private_epochs,
-        "dp": {"noise_multiplier": preset.sisa_noise_multiplier, "max_grad_norm": 1.0, "delta": 1e-5},
-    }
+    recipe = with_dp_sgd(MODEL, preset.sisa_private_epochs, preset.sisa_noise_multiplier, preset.precision)
     shards, slices = preset.private_shards, preset.private_slices
     config = arm.config(recipe, seed=SEED, shards=shards, slices=slices, measure="stage")
     before = arm.here(TrainRun(config=config, images=arm.roles.digest))

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import Any
 
 from ray_sisa.inversion_study.arm import Arm
 from ray_sisa.inversion_study.faithful import run_faithful
 from ray_sisa.inversion_study.honest import run_honest
 from ray_sisa.inversion_study.presets import Preset
-from ray_sisa.inversion_study.results import Facts, InversionRecord, TrainedTarget
+from ray_sisa.inversion_study.results import Facts, InversionRecord
 from ray_sisa.inversion_study.roles import Roles, at_side, read_roles
 from ray_sisa.inversion_study.sisa import run_sisa
-from ray_sisa.run import Run
-from ray_sisa.study.arm import Place
-from ray_sisa.study.provenance import command_here
+from ray_sisa.study.place import Place
+from ray_sisa.study.provenance import provenance
+from ray_sisa.study.results import Provenance
 
 
 def run_study(preset: Preset, section: dict[str, Any], place: Place) -> InversionRecord:
@@ -27,30 +28,17 @@ def run_study(preset: Preset, section: dict[str, Any], place: Place) -> Inversio
     """
     began = time.perf_counter()
     whole = read_roles(section, preset.num_train, preset.num_images)
-    faithful = tuple(
-        run_faithful(Arm("faithful", place, at_side(whole, side)), preset, side) for side in preset.faithful_sides
-    )
+    faithful = run_faithful(Arm("faithful", place, at_side(whole, preset.faithful_side)), preset)
     roles = at_side(whole, preset.side)
     honest = run_honest(Arm("honest", place, roles), preset)
     sisa = run_sisa(Arm("sisa", place, roles), preset)
-    seconds = time.perf_counter() - began
-    facts = _facts(preset, whole, place, faithful[0].plain[0], seconds)
-    return InversionRecord(facts=facts, faithful=faithful, honest=honest, sisa=sisa)
+    made = provenance(preset.name, place.steps, faithful.plain[0].uri, time.perf_counter() - began)
+    return InversionRecord(facts=_facts(made, whole), faithful=(faithful,), honest=honest, sisa=sisa)
 
 
-def _facts(preset: Preset, roles: Roles, place: Place, first: TrainedTarget, seconds: float) -> Facts:
-    environment = Run.open(first.uri).stages()[0].environment
-    origins = place.steps.found.values()
+def _facts(made: Provenance, roles: Roles) -> Facts:
     return Facts(
-        preset=preset.name,
-        command=command_here(),
-        commit=", ".join(sorted({origin.commit for origin in origins if origin.commit})),
-        started_at=min(origin.started_at for origin in origins),
-        seconds=seconds,
-        step_seconds=sum(origin.seconds for origin in origins),
-        machine=f"{environment.device_name}, {environment.platform}",
-        device=environment.device,
-        torch=environment.torch,
+        **asdict(made),
         num_train=len(roles.dataset.train),
         num_validation=len(roles.dataset.test or ()),
         num_public=len(roles.public),

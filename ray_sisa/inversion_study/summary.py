@@ -101,6 +101,21 @@ def attack_on(attacks: Iterable[Attacked], target: str, attacker: str, noise: st
     return next((a for a in attacks if (a.target, a.attacker, a.noise) == wanted), None)
 
 
+def attack_at(seed: HonestSeed, attacker: str, kind: str, place: int) -> Attacked | None:
+    """The attack on the target of a kind, of those the one at a place; None where there was none."""
+    if kind == NOISY:
+        return attack_on(seed.attacks, seed.plain.target.name, attacker, seed.noisy[place].noise)
+    if kind == RANDOM:
+        return attack_on(seed.attacks, RANDOM, attacker)
+    targets = {
+        PLAIN: [seed.plain.target],
+        PRIVATE: [made.target for made in seed.private],
+        STOPPED: [made.target for made in seed.stopped],
+        NOPEEK: [made.target for made in seed.nopeek],
+    }
+    return attack_on(seed.attacks, targets[kind][place].name, attacker)
+
+
 def baseline(arm: Honest | Faithful, name: str) -> Baseline:
     """`mean`, `white` or `pca`."""
     return next(each for each in arm.baselines if each.name == name)
@@ -185,7 +200,7 @@ def sign(estimate: Estimate) -> Literal["above", "below", "untold"]:
 
 
 def _row(honest: Honest, attacker: str, kind: str, place: int, dial: float | None) -> Row:
-    found = [(seed, _attack_of(seed, attacker, kind, place)) for seed in honest.seeds]
+    found = [(seed, attack_at(seed, attacker, kind, place)) for seed in honest.seeds]
     attacked = [(seed, attack) for seed, attack in found if attack is not None]
     return Row(
         kind=kind,
@@ -193,20 +208,6 @@ def _row(honest: Honest, attacker: str, kind: str, place: int, dial: float | Non
         accuracies=tuple(a for seed, _ in attacked if (a := _accuracy_of(seed, kind, place)) is not None),
         attacks=tuple(attack for _, attack in attacked),
     )
-
-
-def _attack_of(seed: HonestSeed, attacker: str, kind: str, place: int) -> Attacked | None:
-    if kind == NOISY:
-        return attack_on(seed.attacks, seed.plain.target.name, attacker, seed.noisy[place].noise)
-    if kind == RANDOM:
-        return attack_on(seed.attacks, RANDOM, attacker)
-    targets = {
-        PLAIN: [seed.plain.target],
-        PRIVATE: [made.target for made in seed.private],
-        STOPPED: [made.target for made in seed.stopped],
-        NOPEEK: [made.target for made in seed.nopeek],
-    }
-    return attack_on(seed.attacks, targets[kind][place].name, attacker)
 
 
 def _accuracy_of(seed: HonestSeed, kind: str, place: int) -> float | None:

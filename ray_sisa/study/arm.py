@@ -6,10 +6,8 @@ Steps that need a worker each are mapped, so that independent runs fill a cluste
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,29 +16,15 @@ from ray_sisa.config import RunConfig
 from ray_sisa.config_values import make_config
 from ray_sisa.data import Dataset
 from ray_sisa.digests import digest_json
-from ray_sisa.engine.runner import Runner
 from ray_sisa.location import join_run
+from ray_sisa.study.place import Place
 from ray_sisa.study.results import Completed, Measured, Requested, Trained, Unlearning
 from ray_sisa.study.samples import digest_of
-from ray_sisa.study.steps import Steps, Task, do_each
+from ray_sisa.study.steps import Task, do_each, do_here
 from ray_sisa.study.tasks import Bench, Complete, Measure, Request, State, Train, Vote
 
-logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 KEY = "study"  # of placements: one forget set for all seeds
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
-    """Where a study works."""
-
-    storage: str
-    """Its runs are under this folder or URI."""
-    steps: Steps
-    runner: Runner
-    scaling: dict[str, Any]
-    weights: Path = Path()
-    """Folder of the weights that recipes name by file name alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,9 +114,7 @@ class Arm:
 
     def here(self, task: Task[Result]) -> Result:
         """The result of a step driven from this process, its chains trained by workers."""
-        if self.steps.find(task) is None:
-            logger.info("%s: %s", self.name, type(task).__name__.lower())
-        return self.steps.do(task, replace(self._bench, runner=self.place.runner))
+        return do_here(self.name, task, self.steps, self._bench, self.place.runner)
 
     def measure(self, trained: Trained, pattern: str, approximation: str | None = None) -> Measure:
         """The step that measures a run that nobody asked to forget anything, or an approximation in it."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from ray_sisa.data import Dataset
-from ray_sisa.run import Run
 from ray_sisa.study import pixels
-from ray_sisa.study.arm import Arm, Place
+from ray_sisa.study.arm import Arm
 from ray_sisa.study.features import FrozenStudy
+from ray_sisa.study.place import Place
 from ray_sisa.study.presets import Preset, Size
-from ray_sisa.study.provenance import command_here
+from ray_sisa.study.provenance import provenance
 from ray_sisa.study.results import Facts, StudyRecord
 from ray_sisa.study.samples import part
 
@@ -54,17 +55,9 @@ def run_study(preset: Preset, dataset: Dataset, data: Mapping[str, Any], place: 
     unlearnings += [*of_transfer, *frozen.unlearnings(), *frozen.seeds(), *frozen.subjects()]
     grid += frozen.grid()
     placements = frozen.placements()
-    environment = Run.open(whole[0].uri).stages()[0].environment
+    made = provenance(preset.name, place.steps, whole[0].uri, time.perf_counter() - began)
     facts = Facts(
-        preset=preset.name,
-        command=command_here(),
-        commit=", ".join(sorted({origin.commit for origin in place.steps.found.values() if origin.commit})),
-        started_at=min(origin.started_at for origin in place.steps.found.values()),
-        seconds=time.perf_counter() - began,
-        step_seconds=sum(origin.seconds for origin in place.steps.found.values()),
-        machine=f"{environment.device_name}, {environment.platform}",
-        device=environment.device,
-        torch=environment.torch,
+        **asdict(made),
         num_train=len(scratch.dataset.train),
         num_test=len(scratch.dataset.test or ()),
         num_classes=scratch.dataset.num_classes,

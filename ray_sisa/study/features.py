@@ -19,8 +19,9 @@ from ray_sisa.placement import place
 from ray_sisa.run import Run
 from ray_sisa.simulation import simulate_requests
 from ray_sisa.study import patterns
-from ray_sisa.study.arm import KEY, Arm, Case, Place
+from ray_sisa.study.arm import KEY, Arm, Case
 from ray_sisa.study.pixels import BLOCK, RANDOM
+from ray_sisa.study.place import Place
 from ray_sisa.study.presets import Preset
 from ray_sisa.study.results import GridPoint, Placed, PlacementPoint, Trained, Unlearning
 from ray_sisa.study.samples import with_deletion_probabilities, with_features, with_subjects

@@ -9,18 +9,14 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from ray_sisa import data
-from ray_sisa.config import DataConfig, Scaling
-from ray_sisa.engine.runner import open_runner
+from ray_sisa.config import DataConfig
 from ray_sisa.errors import ConfigError
-from ray_sisa.location import join_run, resolve_uri
-from ray_sisa.store import Store
-from ray_sisa.study.arm import Place
+from ray_sisa.location import join_run
 from ray_sisa.study.cifar100 import run_study
 from ray_sisa.study.page import write_page
+from ray_sisa.study.place import open_place, write_result
 from ray_sisa.study.presets import PRESETS, Preset
-from ray_sisa.study.provenance import commit_here
 from ray_sisa.study.results import StudyRecord
-from ray_sisa.study.steps import Steps
 
 logger = logging.getLogger(__name__)
 CIFAR100: dict[str, Any] = {
@@ -56,20 +52,10 @@ def run_job(
     section = section_of(source)
     dataset = data.load(DataConfig.model_validate({**section, **CIFAR100}))
     gpus = preset.gpus_per_worker if gpus_per_worker is None else gpus_per_worker
-    scaling = {"resources_per_worker": {"CPU": 1, **({"GPU": gpus} if gpus else {})}}
-    with open_runner("ray", Scaling.model_validate(scaling)) as runner:
-        place = Place(
-            storage=storage,
-            steps=Steps(Store(join_run(storage, "study")), commit_here()),
-            runner=runner,
-            scaling=scaling,
-            weights=weights,
-        )
+    with open_place(storage, gpus, weights) as place:
         record = run_study(preset, dataset, section, place)
     out.mkdir(parents=True, exist_ok=True)
-    # Where things lay is nobody's business who reads the record.
-    text = TypeAdapter(StudyRecord).dump_json(record, indent=1).decode()
-    (out / "result.json").write_text(text.replace(resolve_uri(storage), "STORAGE") + "\n", encoding="utf-8")
+    write_result(record, storage, out / "result.json")
     write_page(record, out / "report.html")
     logger.info("%s: %s", preset.name, out / "report.html")
     return record

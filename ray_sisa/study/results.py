@@ -208,8 +208,8 @@ class Placed:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Facts:
-    """What the study was made of, and where."""
+class Provenance:
+    """How a record was made, and where."""
 
     preset: str
     command: str
@@ -222,6 +222,12 @@ class Facts:
     machine: str
     device: str
     torch: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts(Provenance):
+    """What the study was made of, and how."""
+
     num_train: int
     num_test: int
     num_classes: int

@@ -10,7 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -133,6 +133,21 @@ def do_each(name: str, tasks: Sequence[Task[Result]], steps: Steps, bench: Any, 
         runner.map(do_task, bench, missing)
         found = [steps.find(task) for task in tasks]
     return [result for result in found if result is not None]
+
+
+def do_here(name: str, task: Task[Result], steps: Steps, bench: Any, runner: Runner) -> Result:
+    """The result of a step driven from this process; the chains of its runs are trained by workers.
+
+    Args:
+        name: as in `do_each`.
+        task: which trains runs with the runner of the bench.
+        steps: as in `do_each`.
+        bench: a dataclass; its `runner` is replaced.
+        runner: where workers are.
+    """
+    if steps.find(task) is None:
+        logger.info("%s: %s", name, type(task).__name__.lower())
+    return steps.do(task, replace(bench, runner=runner))
 
 
 def do_task(bench: Any, task: Task[Result]) -> Result:

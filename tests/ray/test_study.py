@@ -5,16 +5,13 @@ Real: the head, the job, its workers, the data and the public weights, the SIGKI
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from processes import wait_until
 from real_head import Head, bare_checkout, started_head
+from submissions import Finished, submit_thrice
 
 from ray_sisa import data
 from ray_sisa.config import DataConfig
@@ -32,20 +29,6 @@ SMALL = Size(num_classes=2, train_per_class=10, test_per_class=5)
 ENOUGH = 6  # steps done before the driver is killed
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Finished:
-    """The study after two submissions, and after a third."""
-
-    storage: Path
-    out: Path
-    record: StudyRecord
-    again: StudyRecord
-    before_kill: dict[str, int]
-    """Steps by name, with the time in ns at which each was written."""
-    after: dict[str, int]
-    at_end: dict[str, int]
-
-
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory, real_data: Path) -> Iterator[Head]:
     with started_head(bare_checkout(tmp_path_factory.mktemp("checkout"))) as head:
@@ -58,50 +41,22 @@ def small(real_data: Path) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def finished(head: Head, real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def finished(head: Head, real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished[StudyRecord]:
     folder = tmp_path_factory.mktemp("study")
-    storage, out = folder / "storage", folder / "out"
-    options = ["--preset", "smoke", "--data", str(real_data), "--storage", str(storage), "--out", str(out)]
-    job = ["jobs/study_cifar100.py", *options]
-    first = subprocess.Popen(
-        head.command(*job), cwd=head.checkout, env=head.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    wait_until(lambda: len(steps_of(storage)) >= ENOUGH or first.poll() is not None, timeout_s=600)
-    for pid in head.processes("python jobs/study_cifar100.py --preset"):
-        os.kill(pid, signal.SIGKILL)
-    logs, _ = first.communicate(timeout=120)
-    assert first.returncode != 0, logs.decode()
-    before_kill = steps_of(storage)
-    head.submit(*job)
-    record, after = read_record(out / "result.json"), steps_of(storage)
-    head.submit(*job)
-    return Finished(
-        storage=storage,
-        out=out,
-        record=record,
-        again=read_record(out / "result.json"),
-        before_kill=before_kill,
-        after=after,
-        at_end=steps_of(storage),
-    )
+    return submit_thrice(head, "jobs/study_cifar100.py", real_data, folder, read_record, ENOUGH)
 
 
-def steps_of(storage: Path) -> dict[str, int]:
-    found = (storage / "study" / "steps").glob("*.json")
-    return {path.name: path.stat().st_mtime_ns for path in found}
-
-
-def test_it_goes_on_where_it_was_killed(finished: Finished) -> None:
+def test_it_goes_on_where_it_was_killed(finished: Finished[StudyRecord]) -> None:
     assert ENOUGH <= len(finished.before_kill) < len(finished.after)
     assert finished.before_kill.items() <= finished.after.items()  # none was written again
 
 
-def test_once_done_nothing_is_done_again(finished: Finished) -> None:
+def test_once_done_nothing_is_done_again(finished: Finished[StudyRecord]) -> None:
     assert finished.at_end == finished.after
     assert replace(finished.again, facts=finished.record.facts) == finished.record
 
 
-def test_all_arms_are_there(finished: Finished) -> None:
+def test_all_arms_are_there(finished: Finished[StudyRecord]) -> None:
     record = finished.record
     assert {row.method for row in record.methods} == {"original", "retrain", *(m["name"] for m in SMOKE.methods)}
     assert {row.seed for row in record.methods} == set(SMOKE.seeds)
@@ -116,7 +71,7 @@ def test_all_arms_are_there(finished: Finished) -> None:
     assert record.normalisations[0].is_own
 
 
-def test_what_was_predicted_is_what_it_cost(finished: Finished) -> None:
+def test_what_was_predicted_is_what_it_cost(finished: Finished[StudyRecord]) -> None:
     record = finished.record
     done = [*record.unlearnings, *(placed.carried_out for placed in record.placements)]
     for unlearning in done:
@@ -127,7 +82,7 @@ def test_what_was_predicted_is_what_it_cost(finished: Finished) -> None:
         assert completed.sample_passes < asked.full_sample_passes
 
 
-def test_curves_have_every_epoch(finished: Finished) -> None:
+def test_curves_have_every_epoch(finished: Finished[StudyRecord]) -> None:
     for point in (p for p in finished.record.grid if p.arm in ("scratch", "transfer")):
         assert {curve.shard for curve in point.trained.curves} == set(range(point.trained.shards))
         for curve in point.trained.curves:
@@ -135,7 +90,7 @@ def test_curves_have_every_epoch(finished: Finished) -> None:
             assert None not in curve.test_top1
 
 
-def test_the_page_shows_it_and_needs_nothing_else(finished: Finished) -> None:
+def test_the_page_shows_it_and_needs_nothing_else(finished: Finished[StudyRecord]) -> None:
     page = (finished.out / "report.html").read_text()
     assert "no exactness certificate" in page
     assert 'src="http' not in page

@@ -5,16 +5,13 @@ Real: the head, the job, its workers, Omniglot, DP-SGD, the SIGKILL of the drive
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from processes import wait_until
 from real_head import Head, bare_checkout, started_head
+from submissions import Finished, submit_thrice
 
 from ray_sisa.inversion_study.job import read_record
 from ray_sisa.inversion_study.pictures import PICTURES, read_pictures
@@ -26,20 +23,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 ENOUGH = 4  # steps done before the driver is killed
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Finished:
-    """The study after two submissions, and after a third."""
-
-    storage: Path
-    out: Path
-    record: InversionRecord
-    again: InversionRecord
-    before_kill: dict[str, int]
-    """Steps by name, with the time in ns at which each was written."""
-    after: dict[str, int]
-    at_end: dict[str, int]
-
-
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory, real_data: Path) -> Iterator[Head]:
     with started_head(bare_checkout(tmp_path_factory.mktemp("checkout"))) as head:
@@ -47,50 +30,22 @@ def head(tmp_path_factory: pytest.TempPathFactory, real_data: Path) -> Iterator[
 
 
 @pytest.fixture(scope="module")
-def finished(head: Head, real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def finished(head: Head, real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished[InversionRecord]:
     folder = tmp_path_factory.mktemp("study")
-    storage, out = folder / "storage", folder / "out"
-    options = ["--preset", "smoke", "--data", str(real_data), "--storage", str(storage), "--out", str(out)]
-    job = ["jobs/study_inversion.py", *options]
-    first = subprocess.Popen(
-        head.command(*job), cwd=head.checkout, env=head.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    wait_until(lambda: len(steps_of(storage)) >= ENOUGH or first.poll() is not None, timeout_s=600)
-    for pid in head.processes("python jobs/study_inversion.py --preset"):
-        os.kill(pid, signal.SIGKILL)
-    logs, _ = first.communicate(timeout=120)
-    assert first.returncode != 0, logs.decode()
-    before_kill = steps_of(storage)
-    head.submit(*job)
-    record, after = read_record(out / "result.json"), steps_of(storage)
-    head.submit(*job)
-    return Finished(
-        storage=storage,
-        out=out,
-        record=record,
-        again=read_record(out / "result.json"),
-        before_kill=before_kill,
-        after=after,
-        at_end=steps_of(storage),
-    )
+    return submit_thrice(head, "jobs/study_inversion.py", real_data, folder, read_record, ENOUGH)
 
 
-def steps_of(storage: Path) -> dict[str, int]:
-    found = (storage / "study" / "steps").glob("*.json")
-    return {path.name: path.stat().st_mtime_ns for path in found}
-
-
-def test_it_goes_on_where_it_was_killed(finished: Finished) -> None:
+def test_it_goes_on_where_it_was_killed(finished: Finished[InversionRecord]) -> None:
     assert ENOUGH <= len(finished.before_kill) < len(finished.after)
     assert finished.before_kill.items() <= finished.after.items()  # none was written again
 
 
-def test_once_done_nothing_is_done_again(finished: Finished) -> None:
+def test_once_done_nothing_is_done_again(finished: Finished[InversionRecord]) -> None:
     assert finished.at_end == finished.after
     assert replace(finished.again, facts=finished.record.facts) == finished.record
 
 
-def test_all_arms_are_there(finished: Finished) -> None:
+def test_all_arms_are_there(finished: Finished[InversionRecord]) -> None:
     faithful, honest, sisa = finished.record.faithful[-1], finished.record.honest, finished.record.sisa
     assert {attack.target for attack in faithful.attacks} == {"plain", "plain-batch", "private-0.5", "random"}
     assert {baseline.name for baseline in faithful.baselines} == {"mean", "white", "pca"}
@@ -111,7 +66,7 @@ def test_all_arms_are_there(finished: Finished) -> None:
     }
 
 
-def test_the_overlap_of_the_small_sets_is_found(finished: Finished) -> None:
+def test_the_overlap_of_the_small_sets_is_found(finished: Finished[InversionRecord]) -> None:
     """Few of so few images are in both, but some are; the attacker knows them better than the others."""
     facts = finished.record.facts
     assert 0 < facts.num_seen < facts.num_victims
@@ -120,7 +75,7 @@ def test_the_overlap_of_the_small_sets_is_found(finished: Finished) -> None:
         assert attack.quality["unseen"].num_images == facts.num_victims - facts.num_seen
 
 
-def test_a_deletion_spends_again(finished: Finished) -> None:
+def test_a_deletion_spends_again(finished: Finished[InversionRecord]) -> None:
     private = finished.record.sisa.private
     before, after = private.before.by_slice[0], private.after.by_slice[0]
     assert before == tuple(sorted(before, reverse=True))  # an early slice is used by more stages
@@ -128,7 +83,7 @@ def test_a_deletion_spends_again(finished: Finished) -> None:
     assert after[0] > before[0]
 
 
-def test_private_targets_say_what_they_spent(finished: Finished) -> None:
+def test_private_targets_say_what_they_spent(finished: Finished[InversionRecord]) -> None:
     for seed in finished.record.honest.seeds:
         for made in seed.private:
             assert made.spending is not None
@@ -137,7 +92,7 @@ def test_private_targets_say_what_they_spent(finished: Finished) -> None:
         assert seed.plain.spending is None
 
 
-def test_the_record_says_nothing_of_where_it_lay(finished: Finished) -> None:
+def test_the_record_says_nothing_of_where_it_lay(finished: Finished[InversionRecord]) -> None:
     for name in ("result.json", "report.html"):
         assert str(finished.storage.parent) not in (finished.out / name).read_text()
     pictures = read_pictures(finished.out / PICTURES, finished.record)

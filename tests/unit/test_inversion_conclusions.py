@@ -90,11 +90,28 @@ def test_what_is_told_needs_interval_and_every_seed() -> None:
 
 def test_what_stopping_early_explains_is_said() -> None:
     said = conclusions.shares(make_record((-0.05, 0.0)))
-    # From 0.302 to 0.10 and 0.15; the stopped networks have 0.15.
-    assert "without privacy (0.302) to private ones, networks stopped at their accuracy have 75.2" in said
-    assert "and 100.0" in said
+    assert said == (
+        "The fully trained network without privacy has R² 0.302. Private networks have less, by noise multiplier: "
+        "0.100 at 0.7 and 0.150 at 0.5. Of this fall, networks without privacy stopped at the same accuracy have "
+        "75.2\N{NO-BREAK SPACE}% at 0.7 and 100.0\N{NO-BREAK SPACE}% at 0.5."
+    )
     said = conclusions.shares(make_record((0.2,)))
     assert said == "At noise multiplier 0.7, private networks leak no less than the fully trained one without."
+
+
+def test_a_stopped_network_that_leaks_more_than_the_fully_trained_one_explains_nothing() -> None:
+    pairs = [make_pair(noise, "private", "stopped", -0.2, level=level) for noise, level in ((0.7, 0.325), (0.3, 0.310))]
+    said = conclusions.shares(with_pairs(RECORD, *pairs))
+    assert said.endswith(
+        "by noise multiplier: 0.125 at 0.7 and 0.110 at 0.3. At 0.7 and 0.3, a network without privacy stopped at the "
+        "same accuracy leaks no less than the fully trained one (R² 0.325 and 0.310): there the lower accuracy "
+        "explains none of the fall."
+    )
+    assert "%" not in said
+    mixed = with_pairs(RECORD, pairs[0], make_pair(0.3, "private", "stopped", -0.05))
+    said = conclusions.shares(mixed)
+    assert "Of this fall, networks without privacy stopped at the same accuracy have 75.2" in said
+    assert "At 0.7, a network without privacy stopped at the same accuracy leaks no less" in said
 
 
 def test_networks_of_other_accuracy_are_not_compared() -> None:

@@ -95,7 +95,7 @@ def test_a_report_is_files_and_a_page_that_needs_none(tmp_path: Path) -> None:
 def test_pictures_name_what_they_draw() -> None:
     found = texts_of("three seeds")
     assert list(found) == [
-        *("leakage", "pairs", "honest", "white-box", "training", "faithful-105", "faithful-35", "shards", "epsilons")
+        *("leakage", "pairs", "honest", "white-box", "training", "faithful-105", "shards", "epsilons")
     ]
     for name in ("DP-SGD", "NoPeek", "32 principal components", "the mean image", "random weights"):
         assert name in found["leakage"]
@@ -103,8 +103,7 @@ def test_pictures_name_what_they_draw() -> None:
         assert f"noise multiplier {noise}" in found["pairs"]
         for title in ("DP-SGD, noise multiplier", "stopped early, as accurate as DP-SGD", "noise on activations, as"):
             assert title in found["honest"]
-        assert f"DP-SGD, noise multiplier {noise}" in found["faithful-35"]
-    assert "noise multiplier" not in found["faithful-105"]
+        assert f"DP-SGD, noise multiplier {noise}" in found["faithful-105"]
     assert "seen by the attacker" in found["honest"]
     assert "seen by the attacker" not in found["white-box"]
     assert "the original" in found["training"]
@@ -163,7 +162,7 @@ def test_the_originals_numbers_stand_beside_ours() -> None:
     last = by_name["right on validation images, epoch 10"]
     assert last.theirs == "72.7\N{NO-BREAK SPACE}%"
     assert last.ours[0] == "72.0\N{NO-BREAK SPACE}%"
-    assert len(last.ours) == len(found.columns) == 4  # two resolutions, two networks
+    assert len(last.ours) == len(found.columns) == 2  # networks
     error = by_name["error of the attacker, epoch 100"]
     assert (error.theirs, error.ours[0]) == ("0.0413", "0.0402")
     short = make_record(preset="smoke")
