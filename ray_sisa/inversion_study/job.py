@@ -11,7 +11,7 @@ from ray_sisa.inversion_study.page import REPORT, RESULT, write_report
 from ray_sisa.inversion_study.pictures import PICTURES, read_pictures, write_pictures
 from ray_sisa.inversion_study.presets import PRESETS
 from ray_sisa.inversion_study.results import InversionRecord
-from ray_sisa.inversion_study.roles import section_of
+from ray_sisa.inversion_study.roles import read_roles, section_of
 from ray_sisa.inversion_study.study import run_study
 from ray_sisa.study.place import open_place, write_result
 
@@ -35,8 +35,9 @@ def run_job(
     """
     preset = PRESETS[preset_name]
     gpus = preset.gpus_per_worker if gpus_per_worker is None else gpus_per_worker
+    roles = read_roles(section_of(source), preset.num_train, preset.num_images)  # before Ray is started for nothing
     with open_place(storage, gpus) as place:
-        record = run_study(preset, section_of(source), place)
+        record = run_study(preset, roles, place)
     out.mkdir(parents=True, exist_ok=True)
     write_pictures(place.steps, record, out / PICTURES)
     write_result(record, storage, out / RESULT)

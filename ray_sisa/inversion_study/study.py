@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from typing import Any
 
 from ray_sisa.inversion_study.arm import Arm
 from ray_sisa.inversion_study.faithful import run_faithful
 from ray_sisa.inversion_study.honest import run_honest
 from ray_sisa.inversion_study.presets import Preset
 from ray_sisa.inversion_study.results import Facts, InversionRecord
-from ray_sisa.inversion_study.roles import Roles, at_side, read_roles
+from ray_sisa.inversion_study.roles import Roles, at_side
 from ray_sisa.inversion_study.sisa import run_sisa
 from ray_sisa.study.place import Place
 from ray_sisa.study.provenance import provenance
 from ray_sisa.study.results import Provenance
 
 
-def run_study(preset: Preset, section: dict[str, Any], place: Place) -> InversionRecord:
+def run_study(preset: Preset, whole: Roles, place: Place) -> InversionRecord:
     """Runs the study, or goes on with it.
 
     Args:
         preset: its size.
-        section: `data` of a configuration of Omniglot, as by `roles.section_of`.
+        whole: the images at full resolution.
         place: where to work.
     """
     began = time.perf_counter()
-    whole = read_roles(section, preset.num_train, preset.num_images)
     faithful = run_faithful(Arm("faithful", place, at_side(whole, preset.faithful_side)), preset)
     roles = at_side(whole, preset.side)
     honest = run_honest(Arm("honest", place, roles), preset)
