@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.model_selection import GridSearchCV, GroupKFold
 
 from ray_sisa.errors import DataError
 from ray_sisa.inversion.baselines import mean_image
-from ray_sisa.inversion.kernel import fit_kernel
+from ray_sisa.inversion.kernel import ALPHAS, FOLDS, GAMMAS, fit_kernel
 
 
 def drawings(count: int, seed: int = 0) -> np.ndarray:
@@ -53,6 +55,20 @@ def test_it_is_no_worse_than_the_mean_image_where_nothing_is_told() -> None:
     guess = error(np.broadcast_to(mean_image(public), victims.shape), victims)
     assert error(made, victims) < 1.05 * guess
     assert attacker.alpha == 100.0  # the strongest
+
+
+def test_the_setting_is_that_of_a_search_by_cross_validation() -> None:
+    public, clusters = drawings(200), np.arange(200) % 20
+    features = codes(public).astype(np.float64)
+    features = (features - features.mean(0)) / features.std(0)
+    pixels = public.reshape(200, -1) / 255
+    grid = {"gamma": [gamma / features.shape[1] for gamma in GAMMAS], "alpha": list(ALPHAS)}
+    search = GridSearchCV(KernelRidge(kernel="rbf"), grid, scoring="neg_mean_squared_error", cv=GroupKFold(FOLDS))
+    search.fit(features, pixels - pixels.mean(0), groups=clusters)
+    attacker = fit_kernel(codes, public, clusters)
+    assert attacker.alpha == search.best_params_["alpha"]
+    assert attacker.gamma == pytest.approx(search.best_params_["gamma"] * features.shape[1])
+    assert attacker.mse == pytest.approx(-search.best_score_)
 
 
 def test_noisy_answers_are_asked_for_again() -> None:
