@@ -73,13 +73,11 @@ def _missed(record: InversionRecord) -> list[str]:
         f"{percent(theirs)}"
         for line, theirs in apart
     ]
-    resolution = ["resolution"] if any(line.side < original.SIDE for line, _ in apart) else []
-    differ = enumerated([*resolution, "normalisation by groups", "Poisson batches"])
+    reduced = " So does the resolution." if any(line.side < original.SIDE for line, _ in apart) else ""
     return [
-        f"The original's training accuracies with DP-SGD are not reproduced: {enumerated(parts)}. "
-        f"{differ[0].upper()}{differ[1:]} differ from it, the last two since DP-SGD demands them: with batch "
-        "normalisation what a network makes of a sample depends on others, and nothing is bounded. Which of these it "
-        "is was not tested."
+        f"The original's training accuracies with DP-SGD are not reproduced: {enumerated(parts)}. Normalisation by "
+        "groups and Poisson batches differ from it, since DP-SGD demands them: with batch normalisation what a network "
+        f"makes of a sample depends on others, and nothing is bounded.{reduced} Which of these it is was not tested."
     ]
 
 
