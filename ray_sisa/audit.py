@@ -17,14 +17,14 @@ from ray_sisa import approximations, heads, preprocessing
 from ray_sisa.approximating import approximate_outputs
 from ray_sisa.clock import now
 from ray_sisa.config import DataConfig
-from ray_sisa.digests import digest_bytes, seal, unseal
+from ray_sisa.digests import seal, unseal
 from ray_sisa.engine.runner import Runner, RunnerName, device_of, open_runner
 from ray_sisa.ensemble import Inputs, aggregate, constituent_outputs
 from ray_sisa.errors import DataError, RequestError, StoreError
 from ray_sisa.evaluation.accuracy import Accuracy, accuracy, cross_entropy
 from ray_sisa.evaluation.membership import MIN_PER_CLASS, Membership, membership_inference
 from ray_sisa.features import features_of
-from ray_sisa.layout import REPORTS, damaged, report
+from ray_sisa.layout import REPORTS, damaged, measurement
 from ray_sisa.ledger import Ledger
 from ray_sisa.members import Members, select, shards_to_forget
 from ray_sisa.records import Approximation, Constituent, Head, RunRecord
@@ -86,11 +86,6 @@ class Evaluation:
     """The approximate model that answered in place of the ensemble, if one did: nothing certifies what it forgot."""
 
 
-def name_of(head: int, content: bytes) -> str:
-    """The file name of an evaluation of a head."""
-    return f"evaluation-{head:08d}-{digest_bytes(content)[:12]}.json"
-
-
 def read_evaluation(store: Store, path: str) -> Evaluation:
     """The evaluation in an object.
 
@@ -100,7 +95,7 @@ def read_evaluation(store: Store, path: str) -> Evaluation:
     data = store.get(path)
     try:
         evaluation = TypeAdapter(Evaluation).validate_json(unseal(data))
-        if path != report(name_of(evaluation.head, data)):
+        if path != measurement("evaluation", evaluation.head, data):
             raise ValueError("it belongs elsewhere, since its name follows from its content")
     except ValueError as error:
         rule = f"is not a valid evaluation: {str(error).partition(chr(10))[0]}"
@@ -154,7 +149,7 @@ def evaluate(
             approximation=model,
         )
     content = seal(TypeAdapter(Evaluation).dump_json(evaluation, indent=1))
-    run.store.create(report(name_of(head.number, content)), content)
+    run.store.create(measurement("evaluation", head.number, content), content)
     return evaluation
 
 

@@ -28,6 +28,7 @@ from ray_sisa.layout import (
     SEGMENTS,
     initial_weights,
     kind_of,
+    measurement,
     numbered,
     segment,
     shard_index,
@@ -45,8 +46,8 @@ PUT_BACK = f"{REPAIR}: it is put back as the segment has it"
 PUT_IN_FORCE = f"{REPAIR}: it is removed, and the ensemble put in force anew"
 SERVING = "which ensemble is in force is not known for certain: nobody is served"
 ATTACK_AGAIN = f"{REPAIR}: it is removed; `ray-sisa attack inversion RUN` measures again"
-EVALUATION = re.compile(r"reports/evaluation-(\d{8})-([0-9a-f]{12})\.json")
-INVERSION = re.compile(r"reports/inversion-(\d{8})-([0-9a-f]{12})\.json")
+EVALUATION = re.compile(r"reports/evaluation-\d{8}-[0-9a-f]{12}\.json")
+INVERSION = re.compile(r"reports/inversion-\d{8}-[0-9a-f]{12}\.json")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -295,34 +296,32 @@ class Records:
 
     def _reports(self) -> None:
         for path in sorted(self._found.sizes):
-            if match := EVALUATION.fullmatch(path):
+            if EVALUATION.fullmatch(path):
                 with self._found.about(path):
                     evaluation = read_evaluation(self._store, path)
-                    if not digest_bytes(self._store.get(path)).startswith(match[2]):
-                        raise wrong("is not the evaluation that it is named after")
                     head = self.heads.get(evaluation.head)
                     if evaluation.complete and head and head.ensemble_digest != evaluation.ensemble_digest:
                         raise wrong(f"is of another ensemble than head {head.number}")
-            elif match := INVERSION.fullmatch(path):
+            elif INVERSION.fullmatch(path):
                 with self._found.about(path, remedy=ATTACK_AGAIN):
-                    self._inversion(path, int(match[1]), match[2])
+                    self._inversion(path)
             elif kind_of(path) == REPORTS:
                 self._found.look(path)  # pages and pictures, made anew on request
 
-    def _inversion(self, path: str, number: int, digest: str) -> None:
+    def _inversion(self, path: str) -> None:
         data = self._store.get(path)
         try:
             inversion = TypeAdapter(_Inversion).validate_json(unseal(data))
         except ValueError as error:
             raise wrong(f"is not a valid report of an attack: {str(error).partition(chr(10))[0]}") from None
-        if inversion.head != number or not digest_bytes(data).startswith(digest):
+        if path != measurement("inversion", inversion.head, data):
             raise wrong("is not the report that it is named after")
-        head = self.heads.get(number)
+        head = self.heads.get(inversion.head)
         attacked = [c for c in head.constituents if c.key in inversion.keys] if head else []
         # With requests pending a shard is attacked at an earlier stage than the head names, or not at all.
         is_of_head = len(attacked) == len(inversion.keys)
         if head and is_of_head and heads.ensemble_digest(attacked) != inversion.ensemble_digest:
-            raise wrong(f"is of another ensemble than head {number}")
+            raise wrong(f"is of another ensemble than head {head.number}")
 
 
 def in_segments(store: Store) -> dict[int, bytes]:

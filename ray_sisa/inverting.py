@@ -22,7 +22,7 @@ from torch import Tensor
 from ray_sisa import heads
 from ray_sisa.clock import now
 from ray_sisa.config import TrainingRecipe
-from ray_sisa.digests import derive_seed, digest_bytes, seal
+from ray_sisa.digests import derive_seed, seal
 from ray_sisa.engine.runner import Runner, RunnerName, device_of, open_runner
 from ray_sisa.errors import ConfigError, DataError, StoreError
 from ray_sisa.evaluation.inversion import Reconstruction, measure
@@ -32,9 +32,9 @@ from ray_sisa.inversion.cut import CutNetwork
 from ray_sisa.inversion.kernel import KernelConfig, check_clusters, fit_kernel
 from ray_sisa.inversion.pictures import draw_grid
 from ray_sisa.inversion.white_box import SearchConfig, search
-from ray_sisa.layout import RUN, UNREACHABLE, report
+from ray_sisa.layout import RUN, UNREACHABLE, measurement
 from ray_sisa.records import Constituent, Head, RunRecord
-from ray_sisa.samples import Samples, image_digests
+from ray_sisa.samples import Samples, is_among
 from ray_sisa.slices import read_test
 from ray_sisa.splitting import ActivationNoise
 from ray_sisa.stages import load_stage
@@ -194,7 +194,7 @@ def invert(
     baselines = _baselines(plan, answers)
     made = _report(plan, head, constituents, answers, baselines, len(victims) - len(kept))
     content = seal(TypeAdapter(InversionReport).dump_json(made, indent=1))
-    run.store.create(report(f"inversion-{head.number:08d}-{digest_bytes(content)[:12]}.json"), content)
+    run.store.create(measurement("inversion", head.number, content), content)
     if pictures is not None:
         _draw(pictures, plan, answers, {name: images[plan.shown] for name, images in baselines.items()})
     return made
@@ -341,8 +341,7 @@ def _distinct(
     named = victims.labels if clusters is None else np.array(clusters)
     if named.shape != (len(victims),):
         raise DataError("clusters", list(named.shape), f"must be [{len(victims)}]", "Name one of each victim")
-    known = frozenset(image_digests(public))
-    kept = np.flatnonzero([digest not in known for digest in image_digests(victims)])
+    kept = np.flatnonzero(~is_among(victims, public))
     if len(kept) < len(victims):
         logger.warning("%d victims are identical to public images and are left out", len(victims) - len(kept))
     if not len(kept):

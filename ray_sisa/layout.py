@@ -27,6 +27,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from ray_sisa.digests import digest_bytes
+
 RUN = "run.json"
 LEDGER, SEGMENTS, HEADS, CERTIFICATES = "ledger", "segments", "heads", "certificates"
 LEASES, REPORTS, FEATURES, SPENT = "lease", "reports", "features", "spent"
@@ -141,6 +143,11 @@ def segment(number: int) -> str:
 def report(name: str) -> str:
     """A report by its file name."""
     return f"{REPORTS}/{name}"
+
+
+def measurement(kind: str, head: int, content: bytes) -> str:
+    """A report of what was measured of a head, `evaluation` or `inversion`: its name follows from its content."""
+    return report(f"{kind}-{head:08d}-{digest_bytes(content)[:12]}.json")
 
 
 def charges(key: str) -> str:

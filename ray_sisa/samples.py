@@ -119,6 +119,7 @@ def image_digests(samples: Samples) -> list[str]:
     return [digest_bytes(image.tobytes()) for image in samples.images]
 
 
-def overlap(a: Samples, b: Samples) -> frozenset[str]:
-    """Digests of the images that are in both, pixel by pixel; the images of both must have one shape."""
-    return frozenset(image_digests(a)) & frozenset(image_digests(b))
+def is_among(samples: Samples, others: Samples) -> np.ndarray:
+    """Which images are among others, pixel by pixel, bool [N]; the images of both must have one shape."""
+    known = frozenset(image_digests(others))
+    return np.array([digest in known for digest in image_digests(samples)], dtype=bool)

@@ -18,7 +18,7 @@ from ray_sisa.data import Dataset
 from ray_sisa.digests import digest_json
 from ray_sisa.location import join_run
 from ray_sisa.omniglot import shrink
-from ray_sisa.samples import Samples, image_digests, overlap
+from ray_sisa.samples import Samples, is_among
 from ray_sisa.study.samples import digest_of
 
 ORDER_SEED = 0  # of the permutation before the split; the original's records came mixed
@@ -45,8 +45,7 @@ class Roles:
     @cached_property
     def seen(self) -> np.ndarray:
         """Which victims are among the public images, bool [N]."""
-        shared = overlap(self.victims, self.public)
-        return np.array([digest in shared for digest in image_digests(self.victims)], dtype=bool)
+        return is_among(self.victims, self.public)
 
     @cached_property
     def shown(self) -> np.ndarray:

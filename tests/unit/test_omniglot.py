@@ -22,7 +22,7 @@ from ray_sisa.config import DataConfig
 from ray_sisa.config_values import make_config
 from ray_sisa.errors import ConfigError, DataError
 from ray_sisa.planning import plan_config
-from ray_sisa.samples import Samples, image_digests, make_samples, overlap
+from ray_sisa.samples import Samples, image_digests, is_among, make_samples
 from ray_sisa.slices import sort_by_id
 
 SMALL1 = {"Balinese": 24, "Early_Aramaic": 22, "Greek": 24, "Korean": 40, "Latin": 26}  # characters of alphabets
@@ -224,9 +224,9 @@ def test_sizes_that_cannot_be_shrunk(shape: tuple[int, ...], side: int) -> None:
 def test_overlap_is_of_pixels() -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, 6, 6, 1), dtype=np.uint8)
     one, other = samples_of(images), samples_of(images[[4, 2, 4]])
-    digests = image_digests(one)
-    assert overlap(one, other) == {digests[2], digests[4]}
-    assert overlap(samples_of(images[:2]), other) == frozenset()
+    assert is_among(one, other).tolist() == [False, False, True, False, True]
+    assert is_among(other, one).all()
+    assert not is_among(samples_of(images[:2]), other).any()
 
 
 # The real images, where a folder of them is named.
@@ -293,7 +293,7 @@ def test_the_real_halves(real_data: Path, split: str, num_images: int, num_alpha
 
 def test_the_small_splits_share_a_thousand_images(real_data: Path) -> None:
     small1, small2 = from_parquet(real_data, "small1"), from_parquet(real_data, "small2")
-    shared = overlap(small1, small2)
-    assert len(shared) == 1000
-    held = [name for name, d in zip(small2.ids.to_pylist(), image_digests(small2), strict=True) if d in shared]
+    shared = is_among(small2, small1)
+    assert len({d for d, is_shared in zip(image_digests(small2), shared, strict=True) if is_shared}) == 1000
+    held = [name for name, is_shared in zip(small2.ids.to_pylist(), shared, strict=True) if is_shared]
     assert len(held) == 1000 and {name.partition("/")[0] for name in held} == {"Greek", "Latin"}
