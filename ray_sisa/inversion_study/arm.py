@@ -10,9 +10,19 @@ from ray_sisa.config_values import make_config
 from ray_sisa.digests import digest_json
 from ray_sisa.engine.runner import device_of
 from ray_sisa.inversion_study.baselines import NAMES, BaselineTask
+from ray_sisa.inversion_study.presets import MAX_GRAD_NORM
 from ray_sisa.inversion_study.results import Baseline, Target
 from ray_sisa.inversion_study.roles import CONSTANTS, Roles
-from ray_sisa.inversion_study.tasks import Attack, Bench, KeepRandom, MatchNoise, StopAt, TrainTarget, WhiteBox
+from ray_sisa.inversion_study.tasks import (
+    Attack,
+    Bench,
+    KeepRandom,
+    MatchNoise,
+    StopAt,
+    TrainTarget,
+    TrainUnbounded,
+    WhiteBox,
+)
 from ray_sisa.location import join_run
 from ray_sisa.study.place import Place
 from ray_sisa.study.steps import Task, do_each, do_here
@@ -56,6 +66,16 @@ class Arm:
     def train(self, name: str, recipe: Mapping[str, Any], seed: int) -> TrainTarget:
         """The step that trains a whole model."""
         return TrainTarget(name=name, config=self.config(recipe, seed=seed), images=self.roles.digest)
+
+    def unbounded(self, name: str, recipe: Mapping[str, Any], seed: int, noise_multiplier: float) -> TrainUnbounded:
+        """The step that trains a whole model as the original trained its private targets."""
+        return TrainUnbounded(
+            name=name,
+            config=self.config(recipe, seed=seed),
+            images=self.roles.digest,
+            noise_multiplier=noise_multiplier,
+            max_grad_norm=MAX_GRAD_NORM,
+        )
 
     def random(self, recipe: Mapping[str, Any], seed: int) -> KeepRandom:
         """The step that keeps a network with random weights."""

@@ -17,6 +17,8 @@ PLAIN: dict[str, Any] = {
 """The original's way to train a target: Adam at Keras' rate, batches of 32."""
 PRIVATE: dict[str, Any] = {**PLAIN, "optimizer": {"name": "adam", "lr": 5e-3}}
 """The original's way to train one with DP-SGD, but for its noise."""
+MAX_GRAD_NORM = 1.0
+"""What it clips to."""
 KERNEL = "kernel"
 STUDY: dict[str, Any] = {"style": "study", "epochs": 100}
 """The original's attacker."""
@@ -33,7 +35,9 @@ class Preset:
     """How many images of each role are used, drawn at random; all by default."""
     noise_multipliers: tuple[float, ...] = (0.7, 0.5, 0.3)
     faithful_side: int = 105
-    """Pixels a side in the faithful arm; the original has 105."""
+    """Pixels a side of the faithful arm's targets without privacy; the original has 105."""
+    faithful_private_side: int = 105
+    """Of its private targets, and of those trained as the original trained them."""
     faithful_epochs: int = 10
     faithful_private_epochs: int = 24
     """The original's 20 epochs of 13,180 / 32 steps, in epochs of the 11,000 images that they were drawn from."""
@@ -74,6 +78,7 @@ SMOKE = Preset(
     num_images=120,
     noise_multipliers=(0.5,),
     faithful_side=35,
+    faithful_private_side=35,
     faithful_epochs=1,
     faithful_private_epochs=1,
     side=35,
@@ -99,6 +104,7 @@ SMOKE = Preset(
 
 CPU = Preset(
     name="cpu",
+    faithful_private_side=35,
     side=35,
     seeds=(0, 1, 2),
     honest_noise_multipliers=(0.7, 0.3),
@@ -124,6 +130,11 @@ def without_privacy(model: str, epochs: int, precision: str = PLAIN["precision"]
     return {**PLAIN, "precision": precision, "model": model, "epochs_per_slice": epochs}
 
 
+def as_original(epochs: int) -> dict[str, Any]:
+    """The recipe of a target that is trained as the original trained its private ones, without its noise."""
+    return {**PRIVATE, "model": "split_convnet_no_dropout", "epochs_per_slice": epochs}
+
+
 def with_dp_sgd(
     model: str, epochs: int, noise_multiplier: float, precision: str = PLAIN["precision"]
 ) -> dict[str, Any]:
@@ -133,5 +144,5 @@ def with_dp_sgd(
         "precision": precision,
         "model": model,
         "epochs_per_slice": epochs,
-        "dp": {"noise_multiplier": noise_multiplier, "max_grad_norm": 1.0, "delta": 1e-5},
+        "dp": {"noise_multiplier": noise_multiplier, "max_grad_norm": MAX_GRAD_NORM, "delta": 1e-5},
     }

@@ -63,6 +63,24 @@ class TrainedTarget:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class UnboundedTarget:
+    """A target trained as the original trained its private ones, with batch normalisation: it is not private."""
+
+    target: Target
+    noise_multiplier: float
+    train_top1: tuple[float, ...]
+    """By epoch, while it trained."""
+    validation_top1: tuple[float, ...]
+    """By epoch, in evaluation mode."""
+    seconds: float
+
+    @property
+    def accuracy(self) -> float:
+        """Of the validation images, at the end."""
+        return self.validation_top1[-1]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StoppedTarget:
     """A target whose training was stopped where its validation accuracy was nearest to a given one."""
 
@@ -155,15 +173,17 @@ class Accounting:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Faithful:
-    """The original's experiment at one resolution, once."""
+    """The original's experiment at one resolution, once: its target without privacy, its private ones, or all."""
 
     side: int
     truth: str
     """Where the victims that are shown are kept as they are, `shown` uint8 [N, H, W]."""
     plain: tuple[TrainedTarget, ...]
     """Normalisation inert, as the original's loop runs it; then in training mode."""
+    unbounded: tuple[UnboundedTarget, ...]
+    """As the original trained its private targets, one a noise multiplier."""
     private: tuple[TrainedTarget, ...]
-    """One a noise multiplier."""
+    """For each of `unbounded`: with DP-SGD."""
     accounting: tuple[Accounting, ...]
     attacks: tuple[Attacked, ...]
     baselines: tuple[Baseline, ...]

@@ -26,12 +26,18 @@ def run_study(preset: Preset, whole: Roles, place: Place) -> InversionRecord:
         place: where to work.
     """
     began = time.perf_counter()
-    faithful = run_faithful(Arm("faithful", place, at_side(whole, preset.faithful_side)), preset)
+    side, private_side = preset.faithful_side, preset.faithful_private_side
+    faithful = tuple(
+        run_faithful(
+            Arm("faithful", place, at_side(whole, each)), preset, plain=each == side, private=each == private_side
+        )
+        for each in dict.fromkeys((side, private_side))
+    )
     roles = at_side(whole, preset.side)
     honest = run_honest(Arm("honest", place, roles), preset)
     sisa = run_sisa(Arm("sisa", place, roles), preset)
-    made = provenance(preset.name, place.steps, faithful.plain[0].uri, time.perf_counter() - began)
-    return InversionRecord(facts=_facts(made, whole), faithful=(faithful,), honest=honest, sisa=sisa)
+    made = provenance(preset.name, place.steps, faithful[0].plain[0].uri, time.perf_counter() - began)
+    return InversionRecord(facts=_facts(made, whole), faithful=faithful, honest=honest, sisa=sisa)
 
 
 def _facts(made: Provenance, roles: Roles) -> Facts:

@@ -5,6 +5,7 @@ Each is a frozen dataclass that says all that its result follows from, so that `
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,16 +20,25 @@ from ray_sisa.evaluation.accuracy import accuracy
 from ray_sisa.ingest import resolve_recipe
 from ray_sisa.inversion_study.quality import of_others, qualities
 from ray_sisa.inversion_study.querying import Queried
-from ray_sisa.inversion_study.results import WHITE_BOX, Attacked, NoisyTarget, StoppedTarget, Target, TrainedTarget
+from ray_sisa.inversion_study.results import (
+    WHITE_BOX,
+    Attacked,
+    NoisyTarget,
+    StoppedTarget,
+    Target,
+    TrainedTarget,
+    UnboundedTarget,
+)
 from ray_sisa.inversion_study.roles import Roles
 from ray_sisa.inversion_study.spending import spending_of
+from ray_sisa.inversion_study.unbounded import train_unbounded
 from ray_sisa.run import Run
 from ray_sisa.snapshot import Partial, Position
 from ray_sisa.stages import load_stage
 from ray_sisa.study.steps import Steps
 from ray_sisa.training import LabelledImages, Weights, initial_state, predict_log_probabilities, train_stage
 
-WHOLE = 0  # the one shard of a whole model
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +76,46 @@ class TrainTarget:
             validation_top1=tuple(m.test_top1 or 0.0 for m in stage.metrics),
             spending=spending_of(run),
             seconds=stage.seconds,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainUnbounded:
+    """Trains a target as the original trained its private ones, and keeps its weights."""
+
+    name: str
+    config: RunConfig
+    """Without `dp`."""
+    images: str
+    noise_multiplier: float
+    max_grad_norm: float
+
+    result_type = UnboundedTarget
+
+    def do(self, bench: Bench) -> UnboundedTarget:
+        """Trains it, measured after each epoch."""
+        began = time.perf_counter()
+        training = resolve_recipe(None, self.config, bench.roles.dataset)
+        epochs = train_unbounded(
+            LabelledImages.of(bench.roles.dataset.train),
+            training,
+            key_of(self.config),
+            noise_multiplier=self.noise_multiplier,
+            max_grad_norm=self.max_grad_norm,
+            device=bench.device,
+        )
+        right, validation, weights = [], [], None
+        for share, weights in epochs:
+            right.append(share)
+            validation.append(validation_accuracy(weights, training, bench.roles, bench.device))
+            logger.info("%s: epoch %d of %d, %.1f %%", self.name, len(right), training.epochs[0], 100 * share)
+        assert weights is not None  # recipes have an epoch at least
+        return UnboundedTarget(
+            target=keep_target(bench.steps, self.name, training, weights),
+            noise_multiplier=self.noise_multiplier,
+            train_top1=tuple(right),
+            validation_top1=tuple(validation),
+            seconds=time.perf_counter() - began,
         )
 
 
@@ -117,10 +167,9 @@ class StopAt:
         key = key_of(self.config)
         start = initial_state(training, key, None)
         yield 0, start
-        train = bench.roles.dataset.train
         steps = train_stage(
             start=start,
-            samples=LabelledImages(images=train.images, labels=train.labels),
+            samples=LabelledImages.of(bench.roles.dataset.train),
             training=training,
             key=key,
             epochs=training.epochs[0],
