@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ray_sisa.inversion_study import original
-from ray_sisa.inversion_study.results import Attacked, Faithful, InversionRecord, TrainedTarget
-from ray_sisa.inversion_study.summary import PRIVATE, RANDOM, attack_on, noise_of
+from ray_sisa.inversion_study.results import Attacked, Faithful, InversionRecord, TrainedTarget, UnboundedTarget
+from ray_sisa.inversion_study.summary import PRIVATE, RANDOM, UNBOUNDED, attack_on, noise_of
 from ray_sisa.inversion_study.wording import number, title
 from ray_sisa.report import percent
 from ray_sisa.study.rendering import NONE
@@ -27,13 +27,13 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrivateLine:
-    """A private target of the original, and ours of the same noise."""
+    """A private target of the original; ours of the same noise, trained as it was and with DP-SGD."""
 
     noise_multiplier: float
     theirs: original.PrivateTarget | None
     side: int
-    ours: TrainedTarget
-    attack: Attacked | None
+    unbounded: UnboundedTarget
+    private: TrainedTarget
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +47,11 @@ class TargetLine:
 
 def columns(record: InversionRecord) -> tuple[str, ...]:
     """What `lines` has ours of."""
-    return tuple(f"{arm.side} pixels, {name}" for arm in record.faithful for name in PLAIN_TITLES)
+    return tuple(
+        f"{arm.side} pixels, {name}"
+        for arm in record.faithful
+        for name, _ in zip(PLAIN_TITLES, arm.plain, strict=False)
+    )
 
 
 def lines(record: InversionRecord) -> tuple[Line, ...]:
@@ -72,14 +76,14 @@ def private_lines(record: InversionRecord) -> tuple[PrivateLine, ...]:
     """Private targets, by noise."""
     return tuple(
         PrivateLine(
-            noise_multiplier=noise_of(made),
-            theirs=original.private(noise_of(made)),
+            noise_multiplier=unbounded.noise_multiplier,
+            theirs=original.private(unbounded.noise_multiplier),
             side=arm.side,
-            ours=made,
-            attack=attack_on(arm.attacks, made.target.name, first_attacker(arm)),
+            unbounded=unbounded,
+            private=private,
         )
         for arm in record.faithful
-        for made in arm.private
+        for unbounded, private in zip(arm.unbounded, arm.private, strict=True)
     )
 
 
@@ -93,9 +97,10 @@ def target_lines(record: InversionRecord) -> tuple[TargetLine, ...]:
 
 
 def titles(arm: Faithful) -> dict[str, str]:
-    """The targets of a faithful arm in words, by name."""
+    """The targets of a faithful arm in words, by name; in the order of pictures."""
     found = {RANDOM: title(RANDOM, None)}
     found |= {made.target.name: name for made, name in zip(arm.plain, PLAIN_TITLES, strict=False)}
+    found |= {made.target.name: title(UNBOUNDED, made.noise_multiplier) for made in arm.unbounded}
     return found | {made.target.name: title(PRIVATE, noise_of(made)) for made in arm.private}
 
 

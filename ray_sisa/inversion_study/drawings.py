@@ -14,7 +14,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ray_sisa.inversion_study import figures, grids
+from ray_sisa.inversion_study import figures, grids, original
 from ray_sisa.inversion_study.pictures import Pictures
 from ray_sisa.inversion_study.results import WHITE_BOX, InversionRecord
 from ray_sisa.inversion_study.summary import attackers
@@ -107,7 +107,15 @@ def _drawings(record: InversionRecord) -> Iterator[Drawing]:
         name="training",
         title="The original's training, and this one's",
         text="Accuracy of targets without privacy, and error of the attacker on the images that it trains on.",
-        draw=lambda _: figures.training(record.faithful),
+        draw=lambda _: figures.training([arm for arm in record.faithful if arm.plain]),
+    )
+    yield Drawing(
+        name="private-training",
+        title="Clipping and noise, as the original had them and as DP-SGD has them",
+        text="With batch normalisation and shuffled batches, which are not private, and with groups and Poisson "
+        f"batches, at {record.faithful[-1].side} pixels a side. The original reports accuracies of training images, at "
+        f"the end alone, and has {original.SIDE}.",
+        draw=lambda _: figures.private_training(record.faithful),
     )
     for arm in record.faithful:
         yield Drawing(

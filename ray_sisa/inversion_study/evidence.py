@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ray_sisa.inversion_study.comparison import PLAIN_TITLES, first_attacker
-from ray_sisa.inversion_study.original import TARGET
+from ray_sisa.inversion_study import original
+from ray_sisa.inversion_study.comparison import PLAIN_TITLES, first_attacker, private_lines
 from ray_sisa.inversion_study.results import Attacked, Faithful, InversionRecord, Part
 from ray_sisa.inversion_study.summary import (
     PRIVATE,
@@ -22,6 +22,7 @@ from ray_sisa.inversion_study.summary import (
 from ray_sisa.inversion_study.wording import R2, VERDICTS, number
 from ray_sisa.report import percent
 from ray_sisa.split_convnet import WIDTH
+from ray_sisa.study.rendering import NONE
 from ray_sisa.study.wording import counted, enumerated
 
 SMALL_SETS: tuple[Part, Part] = ("seen", "unseen")
@@ -62,14 +63,30 @@ def _sampler(record: InversionRecord) -> str | None:
 
 
 def _normalisation(record: InversionRecord) -> str | None:
-    arm, theirs = record.faithful[0], TARGET[-1]
+    arm, theirs = record.faithful[0], original.TARGET[-1]
     parts = [
         f"{percent(made.train_top1[-1])} and {percent(made.accuracy)} ({name.rpartition(', ')[2]})"
         for made, name in zip(arm.plain, PLAIN_TITLES, strict=False)
     ]
-    return (
+    said = (
         f"The original's {percent(theirs.train)} of training images and {percent(theirs.validation)} of validation "
         f"images are here, at {arm.side} pixels a side, {enumerated(parts)}."
+    )
+    return f"{said} {normalised}" if (normalised := _as_original(record)) else said
+
+
+def _as_original(record: InversionRecord) -> str | None:
+    found = private_lines(record)
+    if not found:
+        return None
+    noises = enumerated(f"{line.noise_multiplier:g}" for line in found)
+    ours = enumerated(percent(line.unbounded.train_top1[-1]) for line in found)
+    private = enumerated(percent(line.private.train_top1[-1]) for line in found)
+    theirs = enumerated(percent(line.theirs.train) if line.theirs else NONE for line in found)
+    return (
+        f"With the original's batch normalisation, clipping and noise, networks have {ours} of training images right "
+        f"at noise multiplier {noises}, at {found[0].side} pixels a side; the original, at {original.SIDE}, reports "
+        f"{theirs}. With DP-SGD, so with groups and Poisson batches, they have {private}."
     )
 
 
@@ -101,12 +118,12 @@ def _metric(record: InversionRecord) -> str | None:
 
 
 def _arms(record: InversionRecord) -> str | None:
-    made = [m for arm in record.faithful for m in arm.private]
-    parts = [f"{percent(m.accuracy)} at {noise_of(m):g}" for m in made]
-    own = record.faithful[-1].plain[0]
-    if not parts:
-        return None
-    return f"Right on validation images: {percent(own.accuracy)} without privacy, {enumerated(parts)} with DP-SGD."
+    seed, side = record.honest.seeds[0], record.honest.side
+    parts = [f"{percent(made.accuracy)} at {noise_of(made):g}" for made in seed.private]
+    return (
+        f"Right on validation images, at {side} pixels a side under one seed: {percent(seed.plain.accuracy)} without "
+        f"privacy, {enumerated(parts)} with DP-SGD."
+    )
 
 
 def _conclusion(record: InversionRecord) -> str | None:

@@ -127,6 +127,39 @@ def training(arms: Sequence[Faithful]) -> Figure:
         return figure
 
 
+def private_training(arms: Sequence[Faithful]) -> Figure:
+    """Accuracy under clipping and noise by epoch, as the original trained and with DP-SGD; crosses are the original's.
+
+    A panel a noise multiplier.
+    """
+    found = [pair for arm in arms for pair in zip(arm.unbounded, arm.private, strict=True)]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.6, 3.7), layout="constrained")
+        axes = figure.subplots(1, len(found), sharey=True, squeeze=False)
+        for axis, (unbounded, private) in zip(axes.flat, found, strict=True):
+            for made, dashes in ((unbounded, "-"), (private, ":")):
+                epochs = range(1, len(made.train_top1) + 1)
+                axis.plot(epochs, made.train_top1, color=TRAIN, linestyle=dashes, linewidth=1.6)
+                axis.plot(epochs, made.validation_top1, color=TEST, linestyle=dashes, linewidth=1.6)
+            theirs = original.private(unbounded.noise_multiplier)
+            if theirs is not None:
+                axis.plot(len(unbounded.train_top1), theirs.train, color=TRAIN, marker="x", linestyle="none")
+            axis.set_title(f"noise multiplier {unbounded.noise_multiplier:g}")
+            axis.set_ylim(0, 1)
+            _by_epoch(axis)
+            axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes[0, 0].set_ylabel("accuracy")
+        handles = [
+            Line2D([], [], color=TRAIN, label="training images"),
+            Line2D([], [], color=TEST, label="validation images"),
+            Line2D([], [], color=MUTED, label="as the original, not private"),
+            Line2D([], [], color=MUTED, linestyle=":", label="DP-SGD"),
+            Line2D([], [], color=INK, marker="x", linestyle="none", label="the original"),
+        ]
+        figure.legend(handles=handles, loc="outside upper left", ncols=3)
+        return figure
+
+
 def epsilons(private: PrivateSisa) -> Figure:
     """Epsilon of a record by the slice that it came in, before and after a deletion: a panel a shard."""
     with matplotlib.rc_context(STYLE):

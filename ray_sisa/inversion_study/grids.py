@@ -46,11 +46,10 @@ GridRow = tuple[str, np.ndarray]
 def faithful_grid(arm: Faithful, pictures: Pictures, num_unseen: int) -> Figure:
     """The original's figures at one resolution, with what needs no attack above them."""
     found: list[GridRow] = [("original", pictures[arm.truth]), *_baselines(arm, pictures)]
-    targets = [RANDOM, *(made.target.name for made in (*arm.plain, *arm.private))]
-    for target in targets:
+    for target, name in titles(arm).items():
         attack = attack_on(arm.attacks, target, first_attacker(arm))
         if attack is not None:
-            found.append((titles(arm)[target], pictures[attack.arrays]))
+            found.append((name, pictures[attack.arrays]))
     return draw_grid(found, num_unseen)
 
 

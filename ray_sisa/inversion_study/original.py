@@ -108,9 +108,11 @@ MISTAKES = (
         key="normalisation",
         title="Batch normalisation under DP-SGD",
         text="With batch normalisation a sample's gradient depends on the other samples of its batch, so that clipping "
-        "it bounds nothing. Besides, as its code reads, the loop that trains the first target never says that it "
-        "trains, so that normalisation is inert there and dropout is off, but not in the private targets.",
-        here="Private targets normalise by groups of channels, and the network without privacy is trained both ways.",
+        "it does not bound their sum by what the noise is for; running statistics have no noise at all. Besides, as "
+        "its code reads, the loop that trains the first target never says that it trains, so that normalisation is "
+        "inert there and dropout is off, but not in the private targets.",
+        here="With DP-SGD, channels are normalised by groups. Networks trained as the original's stand beside and are "
+        "said not to be private; the network without privacy is trained both ways.",
     ),
     Mistake(
         key="baselines",

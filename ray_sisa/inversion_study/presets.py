@@ -37,7 +37,7 @@ class Preset:
     faithful_side: int = 105
     """Pixels a side of the faithful arm's targets without privacy; the original has 105."""
     faithful_private_side: int = 105
-    """Of its private targets, and of those trained as the original trained them."""
+    """Of its targets with DP-SGD, and of those trained as the original trained its private ones."""
     faithful_epochs: int = 10
     faithful_private_epochs: int = 24
     """The original's 20 epochs of 13,180 / 32 steps, in epochs of the 11,000 images that they were drawn from."""
@@ -77,7 +77,6 @@ SMOKE = Preset(
     num_train=None,
     num_images=120,
     noise_multipliers=(0.5,),
-    faithful_side=35,
     faithful_private_side=35,
     faithful_epochs=1,
     faithful_private_epochs=1,
@@ -131,7 +130,7 @@ def without_privacy(model: str, epochs: int, precision: str = PLAIN["precision"]
 
 
 def as_original(epochs: int) -> dict[str, Any]:
-    """The recipe of a target that is trained as the original trained its private ones, without its noise."""
+    """The recipe of a target that is trained as the original trained its private ones, but for clipping and noise."""
     return {**PRIVATE, "model": "split_convnet_no_dropout", "epochs_per_slice": epochs}
 
 

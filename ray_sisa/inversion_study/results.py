@@ -274,6 +274,6 @@ class InversionRecord:
 
     facts: Facts
     faithful: tuple[Faithful, ...]
-    """By resolution, the original's first."""
+    """By resolution: the first has the targets without privacy, the last the private ones; they may be one."""
     honest: Honest
     sisa: OnSisa

@@ -30,6 +30,8 @@ from ray_sisa.study.summary import Spread
 EQUAL = 0.02
 """Accuracies whose means over seeds differ by no more are called equal."""
 PLAIN, PRIVATE, STOPPED, NOISY, NOPEEK, RANDOM = "plain", "private", "stopped", "noisy", "nopeek", "random"
+UNBOUNDED = "unbounded"
+"""Trained as the original trained its private targets."""
 Verdict = Literal["less", "more", "untold", "unequal", "nothing"]
 Measure = Literal["mse", "r2", "psnr", "ssim", "ink_iou", "ink_f1", "top1", "top5"]
 

@@ -1,8 +1,9 @@
 """Training as the original trained its "private" targets: they are NOT private, and no recipe trains so.
 
 As in DP-SGD the gradient of each loss is clipped, and noise is added to their sum. But batch normalisation makes each
-loss depend on every sample of its batch, so that a sample changes more than one of the gradients, and nothing bounds
-what it does to their sum. It is here to tell what the original's accuracies are made of.
+loss depend on every sample of its batch: one sample changes all gradients of it, and their sum by up to the batch size
+times what the noise is for. Its running statistics, which are kept with the weights, are neither clipped nor noised,
+so that nothing bounds what a network tells. It is here to tell what the original's accuracies are made of.
 """
 
 from __future__ import annotations
@@ -39,9 +40,13 @@ def train_unbounded(
 ) -> Iterator[tuple[float, Weights]]:
     """Trains a whole model on shuffled batches; gives, after each epoch, the share that it had right, and weights.
 
+    The sum of a batch is always divided by `batch_size`, as the original's optimiser does. Its stream has no last batch
+    of an epoch that is smaller; here that one has less gradient under the same noise.
+
     Args:
         samples: all of them.
-        training: a recipe without `dp`, whose precision, batches and optimiser are used.
+        training: a recipe without `dp`; precision, batches, augmentation and optimiser are used. Its network has no
+            dropout, whose draws would not follow from the key.
         key: all randomness comes from it; its initial weights are those of other targets of the key.
         noise_multiplier: deviation of the noise over the norm.
         max_grad_norm: what the gradient of each loss is clipped to.
@@ -62,10 +67,9 @@ def train_unbounded(
                 losses = F.cross_entropy(logits.float(), labels, reduction="none")
                 right += (logits.argmax(1) == labels).sum()
                 sums = clipped_sum(losses, parameters, max_grad_norm)
+                add_noise(sums, noise_multiplier * max_grad_norm, generator)
                 for parameter, total in zip(parameters, sums, strict=True):
-                    noise = torch.randn(total.shape, generator=generator, device=device)
-                    # In place: fused steps go by memory, and the sum has the parameter's layout.
-                    parameter.grad = total.add_(noise, alpha=noise_multiplier * max_grad_norm).div_(recipe.batch_size)
+                    parameter.grad = total / recipe.batch_size
                 optimizer.step()
             yield right.item() / batches.num_rows, state_of(model)
 
@@ -82,3 +86,9 @@ def clipped_sum(losses: Tensor, parameters: Sequence[Tensor], max_norm: float) -
         for total, gradient in zip(totals, gradients, strict=True):
             total += gradient * factor
     return totals
+
+
+def add_noise(totals: Sequence[Tensor], deviation: float, generator: torch.Generator) -> None:
+    """Adds Gaussian noise to each, in place: fused steps go by memory, and sums have the layout of parameters."""
+    for total in totals:
+        total += deviation * torch.randn(total.shape, generator=generator, device=total.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ray_sisa.evaluation.inversion import CONFIDENCE, Estimate
 from ray_sisa.inversion_study.results import WHITE_BOX, Part
-from ray_sisa.inversion_study.summary import NOISY, NOPEEK, PLAIN, PRIVATE, RANDOM, STOPPED, Row, Verdict
+from ray_sisa.inversion_study.summary import NOISY, NOPEEK, PLAIN, PRIVATE, RANDOM, STOPPED, UNBOUNDED, Row, Verdict
 from ray_sisa.report import percent
 from ray_sisa.study.rendering import NONE
 from ray_sisa.study.summary import Spread
@@ -47,6 +47,7 @@ def title(kind: str, dial: float | None) -> str:
         NOISY: f"noise on activations, as accurate as DP-SGD {said}",
         NOPEEK: f"NoPeek, weight {said}",
         RANDOM: "random weights",
+        UNBOUNDED: f"as the original, not private, noise multiplier {said}",
     }[kind]
 
 

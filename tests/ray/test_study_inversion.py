@@ -46,9 +46,13 @@ def test_once_done_nothing_is_done_again(finished: Finished[InversionRecord]) ->
 
 
 def test_all_arms_are_there(finished: Finished[InversionRecord]) -> None:
-    faithful, honest, sisa = finished.record.faithful[-1], finished.record.honest, finished.record.sisa
-    assert {attack.target for attack in faithful.attacks} == {"plain", "plain-batch", "private-0.5", "random"}
-    assert {baseline.name for baseline in faithful.baselines} == {"mean", "white", "pca"}
+    (plain, private), honest, sisa = finished.record.faithful, finished.record.honest, finished.record.sisa
+    assert (plain.side, private.side) == (105, 35)
+    assert {attack.target for attack in plain.attacks} == {"plain", "plain-batch", "random"}
+    assert {attack.target for attack in private.attacks} == {"unbounded-0.5", "private-0.5", "random"}
+    assert [made.noise_multiplier for made in private.unbounded] == list(SMOKE.noise_multipliers)
+    assert [len(arm.accounting) for arm in (plain, private)] == [0, 1]
+    assert {baseline.name for baseline in private.baselines} == {"mean", "white", "pca"}
     assert [seed.seed for seed in honest.seeds] == list(SMOKE.seeds)
     attacked = {(a.target, a.attacker, a.noise is not None) for a in honest.seeds[0].attacks}
     names = ["plain", "private-0.5", "stopped-0.5", "nopeek-1", "random"]

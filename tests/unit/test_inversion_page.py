@@ -95,7 +95,8 @@ def test_a_report_is_files_and_a_page_that_needs_none(tmp_path: Path) -> None:
 def test_pictures_name_what_they_draw() -> None:
     found = texts_of("three seeds")
     assert list(found) == [
-        *("leakage", "pairs", "honest", "white-box", "training", "faithful-105", "shards", "epsilons")
+        *("leakage", "pairs", "honest", "white-box", "training", "private-training"),
+        *("faithful-105", "faithful-35", "shards", "epsilons"),
     ]
     for name in ("DP-SGD", "NoPeek", "32 principal components", "the mean image", "random weights"):
         assert name in found["leakage"]
@@ -103,11 +104,15 @@ def test_pictures_name_what_they_draw() -> None:
         assert f"noise multiplier {noise}" in found["pairs"]
         for title in ("DP-SGD, noise multiplier", "stopped early, as accurate as DP-SGD", "noise on activations, as"):
             assert title in found["honest"]
-        assert f"DP-SGD, noise multiplier {noise}" in found["faithful-105"]
+        for title in ("DP-SGD, noise multiplier", "as the original, not private, noise multiplier"):
+            assert f"{title} {noise}" in found["faithful-35"]
+            assert f"{title} {noise}" not in found["faithful-105"]
+        assert f"noise multiplier {noise}" in found["private-training"]
     assert "seen by the attacker" in found["honest"]
     assert "seen by the attacker" not in found["white-box"]
     assert "the original" in found["training"]
     assert "target, 105 pixels a side" in found["training"]
+    assert "35 pixels" not in found["training"]
     assert "shard 3" in found["shards"]
     assert "shard 1" in found["epsilons"]
 

@@ -12,7 +12,7 @@ from ray_sisa.config_values import make_config
 from ray_sisa.inversion_study.accounting import accountings
 from ray_sisa.inversion_study.faithful import _plain, _private
 from ray_sisa.inversion_study.honest import nopeek_recipe, plain_recipe, private_recipe
-from ray_sisa.inversion_study.presets import CPU, PRESETS
+from ray_sisa.inversion_study.presets import CPU, PRESETS, as_original
 from ray_sisa.inversion_study.roles import Roles, at_side, characters, read_roles, section_of
 from ray_sisa.inversion_study.sisa import drawn_subjects, images_of
 
@@ -84,7 +84,7 @@ def test_subjects_are_drawn_the_same(roles: Roles) -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_recipes_of_every_preset_are_valid(name: str) -> None:
     preset = PRESETS[name]
-    recipes = [_plain(preset, "split_convnet"), plain_recipe(preset)]
+    recipes = [_plain(preset, "split_convnet"), as_original(preset.faithful_private_epochs), plain_recipe(preset)]
     recipes += [nopeek_recipe(preset, weight) for weight in preset.nopeek]
     for noise in (*preset.noise_multipliers, *preset.honest_noise_multipliers):
         recipes += [_private(preset, noise), private_recipe(preset, noise)]

@@ -1,4 +1,4 @@
-"""Training as the original trained its private targets: what is clipped, what is added, and that nothing is bounded."""
+"""Training as the original trained its private targets: what is clipped, what is added, and why it is not private."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ray_sisa.augment import Batches
 from ray_sisa.config import TrainingRecipe
 from ray_sisa.config_values import make_config
 from ray_sisa.data import Dataset
 from ray_sisa.ingest import resolve_recipe
 from ray_sisa.inversion_study.presets import as_original
-from ray_sisa.inversion_study.unbounded import clipped_sum, train_unbounded
+from ray_sisa.inversion_study.unbounded import add_noise, clipped_sum, train_unbounded
 from ray_sisa.samples import make_samples
-from ray_sisa.training import LabelledImages, Weights
+from ray_sisa.training import LabelledImages, Weights, initial_state, load_network, state_of
 
 SIDE, CLASSES, COUNT = 35, 3, 20
 
@@ -73,6 +74,34 @@ def test_a_sample_changes_more_than_its_own_gradient(batch: tuple[Tensor, Tensor
     assert moved(nn.BatchNorm2d(4)) > 2
 
 
+def test_noise_has_the_deviation_asked_for_in_any_layout() -> None:
+    totals = [torch.zeros(64, 32, 7, 7).to(memory_format=torch.channels_last), torch.ones(50_000)]
+    strides = [total.stride() for total in totals]
+    add_noise(totals, 0.6, torch.Generator().manual_seed(0))
+    assert [total.stride() for total in totals] == strides
+    for total, mean in zip(totals, (0, 1), strict=True):
+        assert float(total.mean()) == pytest.approx(mean, abs=0.02)
+        assert float(total.std()) == pytest.approx(0.6, rel=0.02)
+
+
+def test_without_clipping_and_noise_it_is_plain_training(dataset: Dataset) -> None:
+    """The weights are those of a loop of PyTorch's own over the same batches, but for rounding."""
+    training = recipe(dataset, 1, precision="float32", optimizer={"name": "sgd", "lr": 1e-4, "momentum": 0.0})
+    samples = LabelledImages.of(dataset.train)
+    [(_, made)] = train_unbounded(samples, training, "a", noise_multiplier=0.0, max_grad_norm=1e6)
+    start = initial_state(training, "a", None)
+    network = load_network(training, start, "cpu")
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-4)
+    batches = Batches(torch.from_numpy(samples.images), torch.from_numpy(samples.labels), training, "cpu")
+    for images, labels in batches.epoch("a", 0):
+        optimizer.zero_grad()
+        (F.cross_entropy(network(images), labels, reduction="sum") / training.recipe.batch_size).backward()
+        optimizer.step()
+    for name, tensor in state_of(network).items():
+        torch.testing.assert_close(made[name], tensor, rtol=1e-4, atol=1e-6)
+        assert not torch.equal(start[name], tensor)
+
+
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
     generator = np.random.default_rng(0)
@@ -82,12 +111,12 @@ def dataset() -> Dataset:
     return Dataset(train=samples, test=samples, num_classes=CLASSES, mean=(0.0,), std=(1.0,))
 
 
-def recipe(dataset: Dataset, epochs: int = 2) -> TrainingRecipe:
+def recipe(dataset: Dataset, epochs: int = 2, **changed: object) -> TrainingRecipe:
     content = {
         "name": "x",
         "data": {"source": "parquet", "train": "x.parquet", "num_classes": CLASSES, "mean": (0.0,), "std": (1.0,)},
         "placement": {"shards": 1, "slices": 1},
-        "recipe": {**as_original(epochs), "batch_size": 8},
+        "recipe": {**as_original(epochs), "batch_size": 8, **changed},
     }
     return resolve_recipe(None, make_config(content), dataset)
 
