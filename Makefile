@@ -28,8 +28,9 @@ $(STAMP):
 demo: $(STAMP) ## train, forget and prove it, on this machine
 	$(BIN)/ray-sisa demo
 
+# One process a core, four at most; those that start Ray clusters share one, see tests/conftest.py.
 test: $(STAMP) ## run the tests; PYTEST_ARGS adds arguments
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: $(STAMP) ## formatting, lint, types and the contracts between modules
 	$(BIN)/ruff format --check .

@@ -1,9 +1,11 @@
-"""What all tests share: Hypothesis without deadlines, the folder of real data, and the rule for `gpu` tests."""
+"""What all tests share: Hypothesis without deadlines, real data, processes that tests share, the rule for `gpu`."""
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -20,6 +22,29 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("RAY_SISA_DATA names no folder with cifar100/, omniglot/ and cifar10_resnet*.th")
     return Path(folder)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts files with tests that start Ray clusters first: they take longest."""
+    items.sort(key=lambda item: not starts_ray(item.path))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keeps the tests of a file in one process, and all those of files that start Ray clusters in one."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return "ray" if starts_ray(config.rootpath / path) else path
+
+    return ByFile(config, log)
+
+
+@functools.cache
+def starts_ray(path: Path) -> bool:
+    return "mark.ray" in path.read_text(encoding="utf-8")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
