@@ -25,7 +25,7 @@ from chaos import COUNTS, Drill, drill
 from ray_sisa.layout import CERTIFICATES, LEDGER, numbered, slice_object, stage_weights
 from ray_sisa.run import Run
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 LEAVE_S = 30.0
 

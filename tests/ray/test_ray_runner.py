@@ -517,7 +517,7 @@ def test_memory_is_asked_for_in_bytes(samples: Samples, on_ray: RayRunner, tmp_p
     assert run.status().complete
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     ("scaling", "numbers"),
     [
