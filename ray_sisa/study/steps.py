@@ -94,9 +94,9 @@ class Steps:
         return found
 
     def keep(self, **arrays: np.ndarray) -> str:
-        """Keeps arrays; returns the name under which `arrays` has them."""
+        """Keeps arrays; returns the name under which `arrays` has them, whatever order they came in."""
         buffer = io.BytesIO()
-        np.savez(buffer, **arrays)  # type: ignore[arg-type]
+        np.savez(buffer, **dict(sorted(arrays.items())))  # type: ignore[arg-type]
         name = digest_bytes(buffer.getvalue())
         self._store.put(f"arrays/{name}.npz", buffer.getvalue())
         return name

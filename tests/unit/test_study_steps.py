@@ -69,6 +69,7 @@ def test_arrays_are_kept_under_their_content(bench: SimpleNamespace, tmp_path: P
     found = bench.steps.arrays(name)
     assert found.keys() == kept.keys()
     assert all(np.array_equal(found[key], value) for key, value in kept.items())
+    assert bench.steps.keep(**dict(reversed(kept.items()))) == name
     [path] = (tmp_path / "arrays").iterdir()
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(StoreError, match="is not what was kept"):
