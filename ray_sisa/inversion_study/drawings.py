@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ray_sisa.inversion_study import figures, grids, original
+from ray_sisa.inversion_study.comparison import private_lines
 from ray_sisa.inversion_study.pictures import Pictures
 from ray_sisa.inversion_study.results import WHITE_BOX, InversionRecord
 from ray_sisa.inversion_study.summary import attackers
@@ -115,7 +116,7 @@ def _drawings(record: InversionRecord) -> Iterator[Drawing]:
         text="With batch normalisation and shuffled batches, which are not private, and with groups and Poisson "
         f"batches, at {record.faithful[-1].side} pixels a side. The original reports accuracies of training images, at "
         f"the end alone, and has {original.SIDE}.",
-        draw=lambda _: figures.private_training(record.faithful),
+        draw=lambda _: figures.private_training(private_lines(record)),
     )
     for arm in record.faithful:
         yield Drawing(

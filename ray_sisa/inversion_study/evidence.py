@@ -72,13 +72,11 @@ def _normalisation(record: InversionRecord) -> str | None:
         f"The original's {percent(theirs.train)} of training images and {percent(theirs.validation)} of validation "
         f"images are here, at {arm.side} pixels a side, {enumerated(parts)}."
     )
-    return f"{said} {normalised}" if (normalised := _as_original(record)) else said
+    return f"{said} {_as_original(record)}"
 
 
-def _as_original(record: InversionRecord) -> str | None:
+def _as_original(record: InversionRecord) -> str:
     found = private_lines(record)
-    if not found:
-        return None
     noises = enumerated(f"{line.noise_multiplier:g}" for line in found)
     ours = enumerated(percent(line.unbounded.train_top1[-1]) for line in found)
     private = enumerated(percent(line.private.train_top1[-1]) for line in found)

@@ -16,8 +16,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentForma
 from ray_sisa.charts import FAINT, INK, MUTED, STYLE, TEST, TRAIN
 from ray_sisa.evaluation.inversion import Estimate
 from ray_sisa.inversion_study import original
-from ray_sisa.inversion_study.comparison import PLAIN_TITLES, first_attacker
-from ray_sisa.inversion_study.results import Faithful, Honest, OnSisa, PrivateSisa, SubjectAttack
+from ray_sisa.inversion_study.comparison import PLAIN_TITLES, PrivateLine, first_attacker
+from ray_sisa.inversion_study.results import Faithful, Honest, LearntTarget, OnSisa, PrivateSisa, SubjectAttack
 from ray_sisa.inversion_study.summary import (
     NOISY,
     NOPEEK,
@@ -127,27 +127,20 @@ def training(arms: Sequence[Faithful]) -> Figure:
         return figure
 
 
-def private_training(arms: Sequence[Faithful]) -> Figure:
+def private_training(lines: Sequence[PrivateLine]) -> Figure:
     """Accuracy under clipping and noise by epoch, as the original trained and with DP-SGD; crosses are the original's.
 
     A panel a noise multiplier.
     """
-    found = [pair for arm in arms for pair in zip(arm.unbounded, arm.private, strict=True)]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 3.7), layout="constrained")
-        axes = figure.subplots(1, len(found), sharey=True, squeeze=False)
-        for axis, (unbounded, private) in zip(axes.flat, found, strict=True):
-            for made, dashes in ((unbounded, "-"), (private, ":")):
-                epochs = range(1, len(made.train_top1) + 1)
-                axis.plot(epochs, made.train_top1, color=TRAIN, linestyle=dashes, linewidth=1.6)
-                axis.plot(epochs, made.validation_top1, color=TEST, linestyle=dashes, linewidth=1.6)
-            theirs = original.private(unbounded.noise_multiplier)
-            if theirs is not None:
-                axis.plot(len(unbounded.train_top1), theirs.train, color=TRAIN, marker="x", linestyle="none")
-            axis.set_title(f"noise multiplier {unbounded.noise_multiplier:g}")
-            axis.set_ylim(0, 1)
-            _by_epoch(axis)
-            axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes = figure.subplots(1, len(lines), sharey=True, squeeze=False)
+        for axis, line in zip(axes.flat, lines, strict=True):
+            _draw_accuracies(axis, (line.unbounded, line.private))
+            if line.theirs is not None:
+                epochs = len(line.unbounded.train_top1)
+                axis.plot(epochs, line.theirs.train, color=TRAIN, marker="x", linestyle="none")
+            axis.set_title(f"noise multiplier {line.noise_multiplier:g}")
         axes[0, 0].set_ylabel("accuracy")
         handles = [
             Line2D([], [], color=TRAIN, label="training images"),
@@ -207,15 +200,19 @@ def _draw_subjects(axis: Axes, attack: SubjectAttack, place: int) -> None:
 
 
 def _draw_targets(axis: Axes, arm: Faithful) -> None:
-    for made, dashes in zip(arm.plain, ("-", ":"), strict=False):
-        epochs = range(1, len(made.train_top1) + 1)
-        axis.plot(epochs, made.train_top1, color=TRAIN, linestyle=dashes, linewidth=1.6)
-        axis.plot(epochs, made.validation_top1, color=TEST, linestyle=dashes, linewidth=1.6)
+    _draw_accuracies(axis, arm.plain)
     for theirs in original.TARGET:
         axis.plot(theirs.epoch, theirs.train, color=TRAIN, marker="x", linestyle="none")
         axis.plot(theirs.epoch, theirs.validation, color=TEST, marker="x", linestyle="none")
     axis.set_title(f"target, {arm.side} pixels a side")
     axis.set_ylabel("accuracy")
+
+
+def _draw_accuracies(axis: Axes, targets: Sequence[LearntTarget]) -> None:
+    for made, dashes in zip(targets, ("-", ":"), strict=False):
+        epochs = range(1, len(made.train_top1) + 1)
+        axis.plot(epochs, made.train_top1, color=TRAIN, linestyle=dashes, linewidth=1.6)
+        axis.plot(epochs, made.validation_top1, color=TEST, linestyle=dashes, linewidth=1.6)
     axis.set_ylim(0, 1)
     _by_epoch(axis)
     axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

@@ -73,7 +73,7 @@ def _missed(record: InversionRecord) -> list[str]:
         f"{percent(theirs)}"
         for line, theirs in apart
     ]
-    side = private_lines(record)[0].side
+    side = apart[0][0].side
     reduced = f", at {side} pixels a side" if side < original.SIDE else ""
     return [
         "With the original's batch normalisation, clipping and noise, accuracies on training images are not all its "

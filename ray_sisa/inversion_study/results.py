@@ -44,16 +44,14 @@ class Spending:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainedTarget:
+class LearntTarget:
     """A target, trained to its end."""
 
     target: Target
-    uri: str
     train_top1: tuple[float, ...]
     """By epoch, while it trained."""
     validation_top1: tuple[float, ...]
     """By epoch, in evaluation mode."""
-    spending: Spending | None
     seconds: float
 
     @property
@@ -63,21 +61,18 @@ class TrainedTarget:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class UnboundedTarget:
-    """A target trained as the original trained its private ones, with batch normalisation: it is not private."""
+class TrainedTarget(LearntTarget):
+    """One that a run trained."""
 
-    target: Target
+    uri: str
+    spending: Spending | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnboundedTarget(LearntTarget):
+    """One trained as the original trained its private ones, with batch normalisation: it is not private."""
+
     noise_multiplier: float
-    train_top1: tuple[float, ...]
-    """By epoch, while it trained."""
-    validation_top1: tuple[float, ...]
-    """By epoch, in evaluation mode."""
-    seconds: float
-
-    @property
-    def accuracy(self) -> float:
-        """Of the validation images, at the end."""
-        return self.validation_top1[-1]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
