@@ -83,7 +83,8 @@ class Affine(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Maps [B, C, H, W] to [B, C, H, W]."""
-        return maps * self.weight[:, None, None] + self.bias[:, None, None]
+        weight, bias = (each.to(maps.dtype)[:, None, None] for each in (self.weight, self.bias))  # as autocast has maps
+        return maps * weight + bias
 
 
 def _layers_for(shape: tuple[int, ...]) -> tuple[tuple[int, int, int], ...]:

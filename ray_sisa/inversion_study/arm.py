@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -34,15 +35,20 @@ LAYER = "device"  # the part of the study's network that leaves 32 numbers
 class Arm:
     """Makes the steps of an arm, and has workers do them."""
 
-    def __init__(self, name: str, place: Place, roles: Roles) -> None:
-        """Takes the images."""
+    def __init__(self, name: str, place: Place, roles: Roles, beside: Sequence[Roles] = ()) -> None:
+        """Takes its images, and those of other arms whose steps it has done along with its own."""
         self.name, self.place, self.roles, self.steps = name, place, roles, place.steps
         device = device_of(Scaling.model_validate(place.scaling))
-        self._bench = Bench(steps=place.steps, roles=roles, device=device)
+        self._bench = Bench(steps=place.steps, roles={each.digest: each for each in (roles, *beside)}, device=device)
 
     def each(self, tasks: Sequence[Task[Result]]) -> list[Result]:
         """The results of steps that do not depend on each other; the longest are best first."""
         return do_each(self.name, tasks, self.steps, self._bench, self.place.runner)
+
+    def rows(self, tasks: Sequence[Sequence[Task[Result]]]) -> list[tuple[Result, ...]]:
+        """The results of rows of steps, all done together as by `each`."""
+        made = iter(self.each([task for row in tasks for task in row]))
+        return [tuple(itertools.islice(made, len(row))) for row in tasks]
 
     def here(self, task: Task[Result]) -> Result:
         """The result of a step driven from this process, its chains trained by workers."""
@@ -96,10 +102,9 @@ class Arm:
             target=target, layer=LAYER, images=self.roles.digest, attacker={**attacker, "seed": seed}, noise=noise
         )
 
-    def baselines(self) -> tuple[Baseline, ...]:
-        """What needs no target, of the images of this arm; the mean image first."""
-        tasks: list[Task[Baseline]] = [BaselineTask(name=name, images=self.roles.digest) for name in NAMES]
-        return tuple(self.each(tasks))
+    def baselines(self) -> list[Task[Baseline]]:
+        """The steps of what needs no target, of the images of this arm; the mean image first."""
+        return [BaselineTask(name=name, images=self.roles.digest) for name in NAMES]
 
     def keep_truth(self) -> str:
         """Keeps the victims that are shown, as they are; returns the name of the arrays: `shown` uint8 [N, H, W]."""

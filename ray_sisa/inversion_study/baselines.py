@@ -27,17 +27,16 @@ class BaselineTask:
 
     def do(self, bench: Bench) -> Baseline:
         """Learns from the public images alone."""
-        roles = bench.roles
-        public, victims = (self._of(bench, samples.images) for samples in (roles.public, roles.victims))
+        roles = bench.roles[self.images]
+        public, victims = (self._of(roles.public.images, samples.images) for samples in (roles.public, roles.victims))
         return Baseline(
             name=self.name,
             asks=self.name == "pca",
             quality=qualities(roles, public, victims),
-            arrays=keep_pictures(bench, victims),
+            arrays=keep_pictures(bench.steps, roles, victims),
         )
 
-    def _of(self, bench: Bench, images: np.ndarray) -> np.ndarray:
-        public = bench.roles.public.images
+    def _of(self, public: np.ndarray, images: np.ndarray) -> np.ndarray:
         if self.name == "pca":
             return linear_code(public, images, WIDTH)
         one = mean_image(public) if self.name == "mean" else np.ones(images.shape[1:], np.float32)

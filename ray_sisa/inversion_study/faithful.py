@@ -2,51 +2,73 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ray_sisa.inversion_study.accounting import accountings
 from ray_sisa.inversion_study.arm import Arm
 from ray_sisa.inversion_study.presets import Preset, as_original, with_dp_sgd, without_privacy
-from ray_sisa.inversion_study.results import Faithful, TrainedTarget, UnboundedTarget
+from ray_sisa.inversion_study.results import Attacked, Faithful, Target, TrainedTarget, UnboundedTarget
+from ray_sisa.inversion_study.roles import Roles, at_side
 from ray_sisa.inversion_study.tasks import TrainUnbounded
+from ray_sisa.study.place import Place
 from ray_sisa.study.steps import Task
 
 SEED = 0  # the original has one training of each
+MODELS = {"plain": "split_convnet_affine", "plain-batch": "split_convnet"}
+"""Of the targets without privacy: normalisation inert, as the original's loop runs it; then in training mode."""
 
 
-def run_faithful(arm: Arm, preset: Preset, *, plain: bool, private: bool) -> Faithful:
+def run_faithful(place: Place, whole: Roles, preset: Preset) -> tuple[Faithful, ...]:
     """Trains the original's targets, attacks them, and a network that is not trained.
 
-    Args:
-        arm: at one resolution.
-        preset: its size.
-        plain: whether to train the targets without privacy.
-        private: whether to train the private targets, as the original did and with DP-SGD.
+    Returns:
+        A part for each resolution, that of the targets without privacy first.
     """
-    noises = preset.noise_multipliers if private else ()
-    models = ("split_convnet_affine", "split_convnet") if plain else ()
-    names = ("plain", "plain-batch")[: len(models)]
-    tasks: list[Task[UnboundedTarget | TrainedTarget]] = [_unbounded(arm, preset, noise) for noise in noises]
-    tasks += [arm.train(f"private-{noise:g}", _private(preset, noise), SEED) for noise in noises]
-    tasks += [arm.train(name, _plain(preset, model), SEED) for name, model in zip(names, models, strict=True)]
-    made = arm.each(tasks)
+    side, private_side = preset.faithful_side, preset.faithful_private_side
+    images = {each: at_side(whole, each) for each in (side, private_side)}
+    arms = {each: Arm("faithful", place, roles, list(images.values())) for each, roles in images.items()}
+    both = arms[side]  # has the steps of all done together, so that no worker waits for those of one
+    parts = _trained(both, arms, preset)
+    random = both.each([arm.random(_plain(preset, MODELS["plain"]), SEED) for arm in arms.values()])
+    attacks = both.rows(
+        [_attacks(arm, preset, part, own) for arm, part, own in zip(arms.values(), parts, random, strict=True)]
+    )
+    baselines = both.rows([arm.baselines() for arm in arms.values()])
+    return tuple(
+        replace(part, attacks=attacked, baselines=found)
+        for part, attacked, found in zip(parts, attacks, baselines, strict=True)
+    )
+
+
+def _trained(both: Arm, arms: Mapping[int, Arm], preset: Preset) -> list[Faithful]:
+    """The parts before any attack; what takes longest is trained first."""
+    noises, plain, private = preset.noise_multipliers, preset.faithful_side, preset.faithful_private_side
+    tasks: list[Task[UnboundedTarget | TrainedTarget]] = [_unbounded(arms[private], preset, noise) for noise in noises]
+    tasks += [arms[plain].train(name, _plain(preset, model), SEED) for name, model in MODELS.items()]
+    tasks += [arms[private].train(f"private-{noise:g}", _private(preset, noise), SEED) for noise in noises]
+    made = both.each(tasks)
     unbounded = tuple(each for each in made if isinstance(each, UnboundedTarget))
     trained = tuple(each for each in made if isinstance(each, TrainedTarget))
-    targets = [each.target for each in made]
-    targets += arm.each([arm.random(_plain(preset, "split_convnet_affine"), SEED)])
-    attacks = arm.each(
-        [arm.attack(target, attacker, SEED) for attacker in preset.faithful_attackers for target in targets]
-    )
-    return Faithful(
-        side=arm.roles.public.shape[0],
-        truth=arm.keep_truth(),
-        plain=trained[len(noises) :],
-        unbounded=unbounded,
-        private=trained[: len(noises)],
-        accounting=accountings(noises),
-        attacks=tuple(attacks),
-        baselines=arm.baselines(),
-    )
+    return [
+        Faithful(
+            side=side,
+            truth=arm.keep_truth(),
+            plain=trained[: len(MODELS)] if side == plain else (),
+            unbounded=unbounded if side == private else (),
+            private=trained[len(MODELS) :] if side == private else (),
+            accounting=accountings(noises) if side == private else (),
+            attacks=(),
+            baselines=(),
+        )
+        for side, arm in arms.items()
+    ]
+
+
+def _attacks(arm: Arm, preset: Preset, part: Faithful, random: Target) -> list[Task[Attacked]]:
+    targets = [*(made.target for made in (*part.unbounded, *part.private, *part.plain)), random]
+    return [arm.attack(target, attacker, SEED) for attacker in preset.faithful_attackers for target in targets]
 
 
 def _unbounded(arm: Arm, preset: Preset, noise_multiplier: float) -> TrainUnbounded:

@@ -8,7 +8,7 @@ a NoPeek penalty, and not trained at all. All are attacked alike.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -25,10 +25,12 @@ MODEL = "split_convnet_group"  # one network for all, which DP-SGD can train as 
 def run_honest(arm: Arm, preset: Preset) -> Honest:
     """All seeds, a kind of step at a time, so that a cluster is full."""
     sigmas, seeds = preset.honest_noise_multipliers, preset.seeds
-    private = arm.each([arm.train(f"private-{s:g}", private_recipe(preset, s), seed) for seed in seeds for s in sigmas])
-    plain = arm.each([arm.train("plain", plain_recipe(preset), seed) for seed in seeds])
-    nopeek = arm.each(
-        [arm.train(f"nopeek-{w:g}", nopeek_recipe(preset, w), seed) for seed in seeds for w in preset.nopeek]
+    private, plain, nopeek = arm.rows(
+        [
+            [arm.train(f"private-{s:g}", private_recipe(preset, s), seed) for seed in seeds for s in sigmas],
+            [arm.train("plain", plain_recipe(preset), seed) for seed in seeds],
+            [arm.train(f"nopeek-{w:g}", nopeek_recipe(preset, w), seed) for seed in seeds for w in preset.nopeek],
+        ]
     )
     wanted = [made.accuracy for made in private]
     stopped = arm.each(
@@ -52,7 +54,9 @@ def run_honest(arm: Arm, preset: Preset) -> Honest:
         )
         for i, seed in enumerate(seeds)
     ]
-    attacked, baselines = tuple(_attacked(arm, preset, found, random)), arm.baselines()
+    tasks = [_attacks(arm, preset, seed, target) for seed, target in zip(found, random, strict=True)]
+    attacked = tuple(replace(seed, attacks=made) for seed, made in zip(found, arm.rows(tasks), strict=True))
+    baselines = tuple(arm.each(arm.baselines()))
     return Honest(
         side=preset.side,
         truth=arm.keep_truth(),
@@ -78,15 +82,8 @@ def nopeek_recipe(preset: Preset, weight: float) -> dict[str, Any]:
     return {**plain_recipe(preset), "nopeek": {"layer": LAYER, "weight": weight}}
 
 
-def _attacked(arm: Arm, preset: Preset, found: Sequence[HonestSeed], random: Sequence[Target]) -> Iterator[HonestSeed]:
-    """Seeds with their attacks; each has an encoder with random weights beside it."""
-    tasks = [_attacks(arm, preset, *each) for each in zip(found, random, strict=True)]
-    made = iter(arm.each([task for row in tasks for task in row]))
-    for seed, row in zip(found, tasks, strict=True):
-        yield replace(seed, attacks=tuple(itertools.islice(made, len(row))))
-
-
 def _attacks(arm: Arm, preset: Preset, seed: HonestSeed, random: Target) -> list[Task[Attacked]]:
+    """Of a seed's targets, and of an encoder with random weights beside them."""
     stopped = [made.target for made in seed.stopped]
     own = [*(made.target for made in (seed.plain, *seed.private, *seed.nopeek)), *stopped]
     tasks: list[Task[Attacked]] = [

@@ -52,7 +52,7 @@ class TrainRun:
 
     def do(self, bench: Bench) -> Trained:
         """Its shards are spread over the workers of the bench's runner."""
-        run = Run.create(self.config, bench.roles.dataset)
+        run = Run.create(self.config, bench.roles[self.images].dataset)
         run.train(runner=bench.runner)
         return _trained(run)
 
@@ -93,7 +93,7 @@ class AttackSubjects:
 
     def do(self, bench: Bench) -> SubjectAttack:
         """One attacker, asked about all of them."""
-        run, roles = Run.open(self.uri), bench.roles
+        run, roles = Run.open(self.uri), bench.roles[self.images]
         weights = load_stage(run.store, next(c.key for c in run.in_force() if c.shard == self.shard))
         target = keep_target(bench.steps, f"shard-{self.shard}-{self.state}", run.record.training, weights)
         attacker = Queried.open(bench.steps, target, LAYER, device=bench.device).attack(roles.public, self.attacker)

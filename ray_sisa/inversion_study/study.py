@@ -26,13 +26,7 @@ def run_study(preset: Preset, whole: Roles, place: Place) -> InversionRecord:
         place: where to work.
     """
     began = time.perf_counter()
-    side, private_side = preset.faithful_side, preset.faithful_private_side
-    faithful = tuple(
-        run_faithful(
-            Arm("faithful", place, at_side(whole, each)), preset, plain=each == side, private=each == private_side
-        )
-        for each in dict.fromkeys((side, private_side))
-    )
+    faithful = run_faithful(place, whole, preset)
     roles = at_side(whole, preset.side)
     honest = run_honest(Arm("honest", place, roles), preset)
     sisa = run_sisa(Arm("sisa", place, roles), preset)

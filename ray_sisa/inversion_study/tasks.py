@@ -43,10 +43,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What all tasks of an arm share; it is sent to workers once."""
+    """What tasks that are done together share; it is sent to workers once."""
 
     steps: Steps
-    roles: Roles
+    roles: Mapping[str, Roles]
+    """By digest, which is how tasks name their images."""
     device: str = "cpu"
     """Where targets are asked, and attackers learn."""
     runner: RunnerName | Runner = "local"
@@ -66,7 +67,7 @@ class TrainTarget:
 
     def do(self, bench: Bench) -> TrainedTarget:
         """Trains it, or goes on with it."""
-        run = Run.create(self.config, bench.roles.dataset)
+        run = Run.create(self.config, bench.roles[self.images].dataset)
         run.train(runner="local")
         stage = run.stages()[-1]
         return TrainedTarget(
@@ -94,10 +95,10 @@ class TrainUnbounded:
 
     def do(self, bench: Bench) -> UnboundedTarget:
         """Trains it, measured after each epoch."""
-        began = time.perf_counter()
-        training = resolve_recipe(None, self.config, bench.roles.dataset)
+        began, roles = time.perf_counter(), bench.roles[self.images]
+        training = resolve_recipe(None, self.config, roles.dataset)
         epochs = train_unbounded(
-            LabelledImages.of(bench.roles.dataset.train),
+            LabelledImages.of(roles.dataset.train),
             training,
             key_of(self.config),
             noise_multiplier=self.noise_multiplier,
@@ -107,7 +108,7 @@ class TrainUnbounded:
         right, validation, weights = [], [], None
         for share, weights in epochs:
             right.append(share)
-            validation.append(validation_accuracy(weights, training, bench.roles, bench.device))
+            validation.append(validation_accuracy(weights, training, roles, bench.device))
             logger.info("%s: epoch %d of %d, %.1f %%", self.name, len(right), training.epochs[0], 100 * share)
         assert weights is not None  # recipes have an epoch at least
         return UnboundedTarget(
@@ -131,7 +132,7 @@ class KeepRandom:
 
     def do(self, bench: Bench) -> Target:
         """Draws initial weights."""
-        training = resolve_recipe(None, self.config, bench.roles.dataset)
+        training = resolve_recipe(None, self.config, bench.roles[self.images].dataset)
         return keep_target(bench.steps, self.name, training, initial_state(training, key_of(self.config), None))
 
 
@@ -150,10 +151,11 @@ class StopAt:
 
     def do(self, bench: Bench) -> StoppedTarget:
         """Looks until the accuracy is passed, or training ends; the nearest of all is kept."""
-        training = resolve_recipe(None, self.config, bench.roles.dataset)
+        roles = bench.roles[self.images]
+        training = resolve_recipe(None, self.config, roles.dataset)
         best, nearest, steps = None, float("inf"), 0
-        for step, weights in self._states(training, bench):
-            reached = validation_accuracy(weights, training, bench.roles, bench.device)
+        for step, weights in self._states(training, roles, bench.device):
+            reached = validation_accuracy(weights, training, roles, bench.device)
             if abs(reached - self.accuracy) < abs(nearest - self.accuracy):
                 best, nearest, steps = weights, reached, step
             if reached >= self.accuracy:
@@ -162,18 +164,18 @@ class StopAt:
         target = keep_target(bench.steps, self.name, training, best)
         return StoppedTarget(target=target, wanted=self.accuracy, accuracy=nearest, steps=steps)
 
-    def _states(self, training: TrainingRecipe, bench: Bench) -> Iterator[tuple[int, Weights]]:
+    def _states(self, training: TrainingRecipe, roles: Roles, device: str) -> Iterator[tuple[int, Weights]]:
         """Weights after so many steps, from those drawn at first on."""
         key = key_of(self.config)
         start = initial_state(training, key, None)
         yield 0, start
         steps = train_stage(
             start=start,
-            samples=LabelledImages.of(bench.roles.dataset.train),
+            samples=LabelledImages.of(roles.dataset.train),
             training=training,
             key=key,
             epochs=training.epochs[0],
-            device=bench.device,
+            device=device,
             due=self._due,
         )
         for made in steps:
@@ -201,7 +203,7 @@ class MatchNoise:
     def do(self, bench: Bench) -> NoisyTarget:
         """By bisection of the scale, in units of the deviation of the activations, up to 64 of them."""
         queried = Queried.open(bench.steps, self.target, self.layer, device=bench.device)
-        test = bench.roles.dataset.test
+        test = bench.roles[self.images].dataset.test
         assert test is not None  # made with the roles
         clean = queried.activations(test.images)
         low, high = -8.0, 6.0  # powers of two
@@ -233,17 +235,17 @@ class Attack:
 
     def do(self, bench: Bench) -> Attacked:
         """The device part is asked, and nothing else."""
-        began = time.perf_counter()
+        began, roles = time.perf_counter(), bench.roles[self.images]
         queried = Queried.open(bench.steps, self.target, self.layer, self.noise, bench.device)
-        made = queried.attack(bench.roles.public, self.attacker)
-        public, victims = (made.reconstruct(s.images) for s in (bench.roles.public, bench.roles.victims))
+        made = queried.attack(roles.public, self.attacker)
+        public, victims = (made.reconstruct(s.images) for s in (roles.public, roles.victims))
         return Attacked(
             target=self.target.name,
             attacker=str(self.attacker["style"]),
             noise=self.noise,
             training_mse=made.mse,
-            quality=qualities(bench.roles, public, victims),
-            arrays=keep_pictures(bench, victims),
+            quality=qualities(roles, public, victims),
+            arrays=keep_pictures(bench.steps, roles, victims),
             seconds=time.perf_counter() - began,
         )
 
@@ -262,18 +264,18 @@ class WhiteBox:
 
     def do(self, bench: Bench) -> Attacked:
         """He et al. 2019, with total variation."""
-        began = time.perf_counter()
+        began, roles = time.perf_counter(), bench.roles[self.images]
         queried = Queried.open(bench.steps, self.target, self.layer, device=bench.device)
-        rows = np.flatnonzero(~bench.roles.seen)
+        rows = np.flatnonzero(~roles.seen)
         rows = rows[np.linspace(0, len(rows) - 1, min(self.num_images, len(rows))).round().astype(np.int64)]
-        victims = bench.roles.victims.take(rows)
+        victims = roles.victims.take(rows)
         found = queried.search(victims.images, self.steps)
         return Attacked(
             target=self.target.name,
             attacker=WHITE_BOX,
             noise=None,
             training_mse=(),
-            quality={"unseen": of_others(bench.roles, victims, found)},
+            quality={"unseen": of_others(roles, victims, found)},
             arrays=bench.steps.keep(shown=as_pixels(found), truth=victims.images[..., 0]),
             seconds=time.perf_counter() - began,
         )
@@ -292,11 +294,11 @@ def validation_accuracy(weights: Weights, training: TrainingRecipe, roles: Roles
     return accuracy(predict_log_probabilities(weights, test.images, training, device), test.labels).top1
 
 
-def keep_pictures(bench: Bench, victims: np.ndarray) -> str:
+def keep_pictures(steps: Steps, roles: Roles, victims: np.ndarray) -> str:
     """Keeps what was made of the victims that are shown, and the error of each victim."""
-    truth = bench.roles.victims.images.astype(np.float32) / 255
+    truth = roles.victims.images.astype(np.float32) / 255
     errors = ((victims - truth) ** 2).mean((1, 2, 3), dtype=np.float64).astype(np.float32)
-    return bench.steps.keep(shown=as_pixels(victims[bench.roles.shown]), mse=errors)
+    return steps.keep(shown=as_pixels(victims[roles.shown]), mse=errors)
 
 
 def as_pixels(images: np.ndarray) -> np.ndarray:

@@ -8,13 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ray_sisa.config import Scaling
 from ray_sisa.config_values import make_config
+from ray_sisa.engine.runner import open_runner
 from ray_sisa.inversion_study.accounting import accountings
-from ray_sisa.inversion_study.faithful import _plain, _private
+from ray_sisa.inversion_study.faithful import _plain, _private, run_faithful
 from ray_sisa.inversion_study.honest import nopeek_recipe, plain_recipe, private_recipe
-from ray_sisa.inversion_study.presets import CPU, PRESETS, as_original
+from ray_sisa.inversion_study.presets import CPU, KERNEL, PRESETS, SMOKE, as_original
 from ray_sisa.inversion_study.roles import Roles, at_side, characters, read_roles, section_of
 from ray_sisa.inversion_study.sisa import drawn_subjects, images_of
+from ray_sisa.store import Store
+from ray_sisa.study.place import Place
+from ray_sisa.study.steps import Steps
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +101,19 @@ def test_the_recipes_of_every_preset_are_valid(name: str) -> None:
             "recipe": recipe,
         }
         assert make_config(content).recipe.model == recipe["model"]
+
+
+def test_at_one_resolution_the_faithful_arm_is_one_part(real_data: Path, tmp_path: Path) -> None:
+    """As in the preset `gpu`; the smoke test has two."""
+    few = at_side(read_roles(section_of(str(real_data)), None, 60), 35)
+    preset = replace(SMOKE, faithful_side=35, faithful_attackers=({"style": KERNEL},))
+    scaling = {"resources_per_worker": {"CPU": 1}}
+    with open_runner("local", Scaling.model_validate(scaling)) as runner:
+        steps = Steps(Store(str(tmp_path / "study")))
+        place = Place(storage=str(tmp_path), steps=steps, runner=runner, scaling=scaling)
+        [part] = run_faithful(place, few, preset)
+    assert [made.target.name for made in part.plain] == ["plain", "plain-batch"]
+    assert [made.target.name for made in (*part.unbounded, *part.private)] == ["unbounded-0.5", "private-0.5"]
+    names = ["unbounded-0.5", "private-0.5", "plain", "plain-batch", "random"]
+    assert [attack.target for attack in part.attacks] == names
+    assert [found.noise_multiplier for found in part.accounting] == [0.5]
