@@ -5,11 +5,12 @@ A step's record is written by whoever did it, a worker too, when it is done; it 
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -18,7 +19,8 @@ from pydantic import TypeAdapter
 
 from ray_sisa.clock import now
 from ray_sisa.digests import digest_bytes, digest_json, seal, unseal
-from ray_sisa.engine.runner import Runner
+from ray_sisa.engine.local_runner import LocalRunner
+from ray_sisa.engine.runner import Runner, Tell
 from ray_sisa.errors import StoreError
 from ray_sisa.store import Store
 
@@ -36,8 +38,8 @@ class Task(Protocol[Result_co]):
     def result_type(self) -> Any:
         """What `do` returns: a dataclass."""
 
-    def do(self, bench: Any) -> Result_co:
-        """Does the step."""
+    def do(self, bench: Any) -> Result_co | Generator[str, None, Result_co]:
+        """Does the step; a long one may yield how far it is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +48,14 @@ class Origin:
 
     commit: str
     started_at: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What is told of a step at its end."""
+
+    title: str
     seconds: float
 
 
@@ -80,18 +90,21 @@ class Steps:
             raise StoreError(self._store.where(path), "", rule, REMOVE) from None
         return found
 
-    def do(self, task: Task[Result], bench: Any) -> Result:
-        """The result of a task, done now if it was not before."""
+    def do(self, task: Task[Result], bench: Any) -> Generator[str | Done, None, Result]:
+        """The result of a task, done now if it was not before; tells how far it is."""
         found = self.find(task)
-        if found is None:
-            began, started_at = time.perf_counter(), now()
-            found = task.do(bench)
-            origin = Origin(commit=self._commit, started_at=started_at, seconds=time.perf_counter() - began)
-            self.found[_path(task)] = origin
-            result = TypeAdapter(task.result_type).dump_python(found, mode="json")
-            content = {"task": _content(task), "result": result, "origin": _ORIGIN.dump_python(origin)}
-            self._store.put(_path(task), seal(json.dumps(content, indent=1).encode()))
-        return found
+        if found is not None:
+            return found
+        began, started_at = time.perf_counter(), now()
+        made: Any = task.do(bench)
+        result: Result = (yield from made) if inspect.isgenerator(made) else made
+        origin = Origin(commit=self._commit, started_at=started_at, seconds=time.perf_counter() - began)
+        self.found[_path(task)] = origin
+        dumped = TypeAdapter(task.result_type).dump_python(result, mode="json")
+        content = {"task": _content(task), "result": dumped, "origin": _ORIGIN.dump_python(origin)}
+        self._store.put(_path(task), seal(json.dumps(content, indent=1).encode()))
+        yield Done(_title(task), origin.seconds)
+        return result
 
     def keep(self, **arrays: np.ndarray) -> str:
         """Keeps arrays; returns the name under which `arrays` has them, whatever order they came in."""
@@ -130,7 +143,7 @@ def do_each(name: str, tasks: Sequence[Task[Result]], steps: Steps, bench: Any, 
     if missing:
         kinds = ", ".join(sorted({type(task).__name__.lower() for task in missing}))
         logger.info("%s: %d of %d steps to do (%s)", name, len(missing), len(tasks), kinds)
-        runner.map(do_task, bench, missing)
+        runner.map(do_task, bench, missing, _teller(name, len(missing)))
         found = [steps.find(task) for task in tasks]
     return [result for result in found if result is not None]
 
@@ -146,14 +159,36 @@ def do_here(name: str, task: Task[Result], steps: Steps, bench: Any, runner: Run
         runner: where workers are.
     """
     if steps.find(task) is None:
-        logger.info("%s: %s", name, type(task).__name__.lower())
-    return steps.do(task, replace(bench, runner=runner))
+        logger.info("%s: %s", name, _title(task))
+    made: list[Any] = LocalRunner().map(do_task, replace(bench, runner=runner), [task], _teller(name, 1))
+    result: Result = made[0]
+    return result
 
 
-def do_task(bench: Any, task: Task[Result]) -> Result:
+def do_task(bench: Any, task: Task[Result]) -> Generator[str | Done, None, Result]:
     """One mapped step: in whatever process, its record is written there."""
     steps: Steps = bench.steps
-    return steps.do(task, bench)
+    return (yield from steps.do(task, bench))
+
+
+def _teller(name: str, count: int) -> Tell:
+    """Logs what steps tell, by their number; one that a lost worker had begun tells again."""
+    done: set[int] = set()
+
+    def tell(number: int, what: str | Done) -> None:
+        if isinstance(what, Done):
+            done.add(number)
+            logger.info("%s: %s took %.0f s (%d of %d)", name, what.title, what.seconds, len(done), count)
+        else:
+            logger.info("%s: %s", name, what)
+
+    return tell
+
+
+def _title(task: Task[Any]) -> str:
+    """Its kind, and the name that it or its target has, if any."""
+    name = getattr(getattr(task, "target", task), "name", "")
+    return f"{type(task).__name__.lower()} {name}".rstrip()
 
 
 def _path(task: Task[Any]) -> str:
