@@ -256,8 +256,7 @@ def attack(plan: Plan, target: Target) -> Generator[AttackEpoch, None, _Answer]:
     black_box = attacker.decode(intercepted)
     white_box = None
     if plan.white_box is not None and not target.is_random:
-        shape = plan.victims.shape[1:]
-        white_box = search(asked.activations_of, intercepted, shape, plan.white_box, plan.device)
+        white_box = search(asked.activations_of, intercepted, mean_image(plan.public), plan.white_box, plan.device)
     inverted = Inverted(
         target=target,
         activation_shape=intercepted.shape[1:],

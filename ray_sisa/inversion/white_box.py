@@ -1,7 +1,8 @@
 """The white-box attack: who has the weights of the device part looks for the image that gives the same activations.
 
 He, Zhang and Lee, "Model inversion attacks against collaborative inference" (2019): regularised maximum likelihood
-estimation, with total variation as the regulariser. Deterministic: it begins at mid-grey and draws nothing.
+estimation, with total variation as the regulariser. Deterministic: it begins at an image that is given, the mean of the
+public ones say, and draws nothing.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ class SearchConfig:
 
     Attributes:
         steps: of Adam.
-        lr: learning rate, in pixels of 0..1.
+        lr: learning rate at first, in pixels of 0..1; it falls to 0 along a cosine.
         total_variation: weight of the total variation, beside the squared distance of the activations, both as means.
         threads: of the CPU; bits depend on it.
     """
 
     steps: int = 500
-    lr: float = 0.02
-    total_variation: float = 0.01
+    lr: float = 0.005
+    total_variation: float = 0.1
     threads: int = 1
 
     def __post_init__(self) -> None:
@@ -50,28 +51,32 @@ class SearchConfig:
 
 
 def search(
-    part: Device, activations: np.ndarray, image_shape: tuple[int, ...], config: SearchConfig, device: str = "cpu"
+    part: Device, activations: np.ndarray, start: np.ndarray, config: SearchConfig, device: str = "cpu"
 ) -> np.ndarray:
     """Images float32 [N, H, W, C] in 0..1 whose activations come near to those intercepted, float32 [N, ...].
 
-    The distance is divided by the mean square of the intercepted activations, so that the weight of the total
-    variation means the same at every layer.
+    It begins at the image `start`, float32 [H, W, C] in 0..1: what activations do not tell stays as it is there. The
+    distance is divided by the mean square of the intercepted activations, so that the weight of the total variation
+    means the same at every layer.
     """
-    found = np.empty((len(activations), *image_shape), np.float32)
+    found = np.empty((len(activations), *start.shape), np.float32)
+    begin = torch.from_numpy(start).to(device)
     scale = float(np.mean(np.square(activations, dtype=np.float64))) or 1.0
     with deterministic(config.threads, device):
-        for start in range(0, len(found), _AT_ONCE):
-            wanted = torch.from_numpy(activations[start : start + _AT_ONCE]).to(device)
-            pixels = torch.full((len(wanted), *image_shape), 0.5, device=device, requires_grad=True)
+        for first in range(0, len(found), _AT_ONCE):
+            wanted = torch.from_numpy(activations[first : first + _AT_ONCE]).to(device)
+            pixels = begin.repeat(len(wanted), 1, 1, 1).requires_grad_()
             optimizer = torch.optim.Adam([pixels], config.lr)
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
             for _ in range(config.steps):
                 distance = (part(pixels) - wanted).square().flatten(1).mean(1) / scale
                 loss = (distance + config.total_variation * total_variation(pixels)).sum()
                 (pixels.grad,) = torch.autograd.grad(loss, [pixels])
                 optimizer.step()
+                schedule.step()
                 with torch.no_grad():
                     pixels.clamp_(0, 1)
-            found[start : start + _AT_ONCE] = pixels.detach().cpu().numpy()
+            found[first : first + _AT_ONCE] = pixels.detach().cpu().numpy()
     return found
 
 

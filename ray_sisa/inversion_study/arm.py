@@ -10,6 +10,7 @@ from ray_sisa.config import RunConfig, Scaling
 from ray_sisa.config_values import make_config
 from ray_sisa.digests import digest_json
 from ray_sisa.engine.runner import device_of
+from ray_sisa.inversion.white_box import SearchConfig
 from ray_sisa.inversion_study.baselines import NAMES, BaselineTask
 from ray_sisa.inversion_study.presets import MAX_GRAD_NORM
 from ray_sisa.inversion_study.results import Baseline, Target
@@ -110,6 +111,6 @@ class Arm:
         """Keeps the victims that are shown, as they are; returns the name of the arrays: `shown` uint8 [N, H, W]."""
         return self.steps.keep(shown=self.roles.victims.images[self.roles.shown][..., 0])
 
-    def white_box(self, target: Target, num_images: int, steps: int) -> WhiteBox:
+    def white_box(self, target: Target, num_images: int, search: SearchConfig) -> WhiteBox:
         """The step that attacks a target whose weights are known."""
-        return WhiteBox(target=target, layer=LAYER, images=self.roles.digest, num_images=num_images, steps=steps)
+        return WhiteBox(target=target, layer=LAYER, images=self.roles.digest, num_images=num_images, search=search)

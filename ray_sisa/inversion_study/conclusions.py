@@ -267,28 +267,30 @@ def other_attackers(record: InversionRecord) -> str | None:
     for attacker in others:
         pairs = [_order(record, name) for name in (first, attacker)]
         common = pairs[0].keys() & pairs[1].keys()
+        who = f"{attacker_title(attacker)} ({R2} {number(_best(record, attacker))} without privacy)"
         if common:
             kept = sum((pairs[0][sigma] < 0) == (pairs[1][sigma] < 0) for sigma in common)
             differences = enumerated(f"{signed(pairs[1][s])} at {s:g}" for s in sorted(common, reverse=True))
-            best = _best(record, attacker)
             said.append(
-                f"{attacker_title(attacker)} ({R2} {number(best)} without privacy) orders private and stopped networks "
-                f"as the first attacker does at {kept} of {counted(len(common), 'noise multiplier')} ({differences})"
+                f"{who} orders private and stopped networks as the first attacker does at {kept} of "
+                f"{counted(len(common), 'noise multiplier')} ({differences})"
             )
+        else:
+            said.append(f"{who} has no more than the mean image of private and stopped networks, so no order of them")
     if not said:
         return None
     return f"Other attackers, under one seed, private less stopped: {'; '.join(said)}."
 
 
 def _order(record: InversionRecord, attacker: str) -> dict[float, float]:
-    """R2 of private less stopped under the first seed, by noise multiplier."""
+    """R2 of private less stopped under the first seed, where one of them is above 0."""
     found = rows(record.honest, attacker)
     differences = {}
     for private in found:
         stopped = row(found, STOPPED, private.dial)
         if private.kind == PRIVATE and stopped is not None and private.dial is not None:
             one, other = value_of(private.attacks[0], "r2"), value_of(stopped.attacks[0], "r2")
-            if one is not None and other is not None:
+            if one is not None and other is not None and max(one, other) > 0:
                 differences[private.dial] = one - other
     return differences
 

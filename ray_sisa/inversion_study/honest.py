@@ -94,7 +94,7 @@ def _attacks(arm: Arm, preset: Preset, seed: HonestSeed, random: Target) -> list
         chosen = [seed.plain.target, *(made.target for made in seed.private), *stopped]
         others = [*chosen, random]
         tasks += [arm.attack(t, attacker, seed.seed) for attacker in preset.attackers[1:] for t in others]
-        tasks += [arm.white_box(t, preset.white_box_images, preset.white_box_steps) for t in chosen]
+        tasks += [arm.white_box(t, preset.white_box_images, preset.white_box) for t in chosen]
     return tasks
 
 

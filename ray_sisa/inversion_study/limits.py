@@ -34,8 +34,9 @@ def limits(record: InversionRecord) -> tuple[str, ...]:
         "Stopped networks, and the noise on activations, were chosen by the accuracy on the images that it is reported "
         "of.",
         "Each victim was intercepted once. Who intercepts an image often can average noise on its activations away.",
-        "Epsilons hold for who sees models and not the secret that reproducible noise is drawn from; labels in the "
-        "record say all that they assume.",
+        "Epsilons are what such training guarantees to who sees models and not the secret that reproducible noise is "
+        "drawn from. The seeds of this study are in its record, so of its own networks they guarantee nothing. Labels "
+        "in the record say all that they assume.",
     ]
     return tuple(said)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ray_sisa.inversion.white_box import SearchConfig
+
 PLAIN: dict[str, Any] = {
     "schedule": "constant",
     "batch_size": 32,
@@ -22,6 +24,8 @@ MAX_GRAD_NORM = 1.0
 KERNEL = "kernel"
 STUDY: dict[str, Any] = {"style": "study", "epochs": 100}
 """The original's attacker."""
+SEARCH = SearchConfig()
+"""Of an attacker that knows the weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +63,7 @@ class Preset:
     nopeek: tuple[float, ...] = (1.0, 5.0)
     """Weights of the NoPeek penalty."""
     white_box_images: int = 64
-    white_box_steps: int = 500
+    white_box: SearchConfig = SEARCH
     shards: int = 4
     slices: int = 3
     sisa_epochs: int = 6
@@ -91,7 +95,7 @@ SMOKE = Preset(
     check_every=1,
     nopeek=(1.0,),
     white_box_images=4,
-    white_box_steps=5,
+    white_box=SearchConfig(steps=5),
     shards=2,
     slices=2,
     sisa_epochs=1,

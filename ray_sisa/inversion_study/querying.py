@@ -78,8 +78,6 @@ class Queried(CutNetwork):
         noisy: np.ndarray = (clean + drawn).numpy()
         return noisy
 
-    def search(self, victims: np.ndarray, steps: int) -> np.ndarray:
+    def search(self, victims: np.ndarray, start: np.ndarray, config: SearchConfig) -> np.ndarray:
         """Images float32 [N, H, W, C] in 0..1 whose activations are those of the victims; the weights are known."""
-        config = SearchConfig(steps=steps, threads=self._training.recipe.threads)
-        intercepted = self.activations(victims)
-        return search(self.activations_of, intercepted, victims.shape[1:], config, device=self._where)
+        return search(self.activations_of, self.activations(victims), start, config, device=self._where)

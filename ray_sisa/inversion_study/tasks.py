@@ -5,9 +5,8 @@ Each is a frozen dataclass that says all that its result follows from, so that `
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,8 @@ from ray_sisa.config import RunConfig, TrainingRecipe
 from ray_sisa.engine.runner import Runner, RunnerName
 from ray_sisa.evaluation.accuracy import accuracy
 from ray_sisa.ingest import resolve_recipe
+from ray_sisa.inversion.baselines import mean_image
+from ray_sisa.inversion.white_box import SearchConfig
 from ray_sisa.inversion_study.quality import of_others, qualities
 from ray_sisa.inversion_study.querying import Queried
 from ray_sisa.inversion_study.results import (
@@ -37,8 +38,6 @@ from ray_sisa.snapshot import Partial, Position
 from ray_sisa.stages import load_stage
 from ray_sisa.study.steps import Steps
 from ray_sisa.training import LabelledImages, Weights, initial_state, predict_log_probabilities, train_stage
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +92,7 @@ class TrainUnbounded:
 
     result_type = UnboundedTarget
 
-    def do(self, bench: Bench) -> UnboundedTarget:
+    def do(self, bench: Bench) -> Generator[str, None, UnboundedTarget]:
         """Trains it, measured after each epoch."""
         began, roles = time.perf_counter(), bench.roles[self.images]
         training = resolve_recipe(None, self.config, roles.dataset)
@@ -109,7 +108,7 @@ class TrainUnbounded:
         for share, weights in epochs:
             right.append(share)
             validation.append(validation_accuracy(weights, training, roles, bench.device))
-            logger.info("%s: epoch %d of %d, %.1f %%", self.name, len(right), training.epochs[0], 100 * share)
+            yield f"{self.name}: epoch {len(right)} of {training.epochs[0]}, {100 * share:.1f} %"
         assert weights is not None  # recipes have an epoch at least
         return UnboundedTarget(
             target=keep_target(bench.steps, self.name, training, weights),
@@ -258,18 +257,18 @@ class WhiteBox:
     layer: str
     images: str
     num_images: int
-    steps: int
+    search: SearchConfig
 
     result_type = Attacked
 
     def do(self, bench: Bench) -> Attacked:
-        """He et al. 2019, with total variation."""
+        """He et al. 2019, with total variation, from the mean of the public images on."""
         began, roles = time.perf_counter(), bench.roles[self.images]
         queried = Queried.open(bench.steps, self.target, self.layer, device=bench.device)
         rows = np.flatnonzero(~roles.seen)
         rows = rows[np.linspace(0, len(rows) - 1, min(self.num_images, len(rows))).round().astype(np.int64)]
         victims = roles.victims.take(rows)
-        found = queried.search(victims.images, self.steps)
+        found = queried.search(victims.images, mean_image(roles.public.images), self.search)
         return Attacked(
             target=self.target.name,
             attacker=WHITE_BOX,
