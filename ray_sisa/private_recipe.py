@@ -98,8 +98,8 @@ def _check_batch_size(sizes: Sizes, batch_size: int) -> None:
     if firsts and batch_size > min(firsts)[0]:
         size, shard, r = min(firsts)
         rule = (
-            f"is more than the {size} samples of shard {shard} slice {r}, the smallest first stage: each would be in "
-            "every batch, and noise is for fewer than are counted on"
+            f"is more than the {size} samples of shard {shard} slice {r}, the smallest first stage: no batch could "
+            "have so many, and with every sample in every batch sampling would add nothing to privacy"
         )
         raise ConfigError("recipe.batch_size", batch_size, rule, f"Set at most {size}, or use fewer shards or slices")
 

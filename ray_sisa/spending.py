@@ -119,7 +119,8 @@ class PrivacySpent:
         rates = _range([stage.sampling_rate for stage in self.stages])
         steps = _range([stage.steps for stage in self.stages])
         times = sum(stage.times for stage in self.stages)
-        return f"{times} trainings of stages charged, each with n {samples}, q {rates}, steps {steps}"
+        trainings = "1 training of a stage" if times == 1 else f"{times:,} trainings of stages"
+        return f"{trainings} charged, n {samples}, q {rates}, steps {steps}"
 
 
 def charge(store: Store, stage: Stage, training: TrainingRecipe) -> None:
@@ -330,4 +331,8 @@ def _nothing(dp: DpConfig) -> Spent:
 
 def _range(numbers: Sequence[float]) -> str:
     low, high = min(numbers), max(numbers)
-    return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+    return _figure(low) if low == high else f"{_figure(low)} to {_figure(high)}"
+
+
+def _figure(number: float) -> str:
+    return f"{number:,}" if isinstance(number, int) else f"{number:.4g}"

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 from real_head import ROOT, Head, answer_of, bare_checkout, started_head
+from small_runs import digits, write_parquet
 
 from ray_sisa.run import Run
 
@@ -69,6 +70,13 @@ def test_train_again_unlearn_evaluate(head: Head, tmp_path: Path) -> None:
     logs = head.submit("jobs/evaluate.py", "--run", uri, "--forget", "1")
     assert "forget" in logs
     assert len(run.evaluations()) == 1
+
+    public, victims = (write_parquet(tmp_path / f"{first}.parquet", digits(first, 60)) for first in (400, 702))
+    data = ("--layer", "hidden1", "--public", public, "--victims", victims)
+    told = answer_of(head.submit("jobs/inversion.py", "--run", uri, *data, "--decoder", "kernel", "--json"))
+    assert (told["num_public"], told["num_victims"]) == (60, 60)
+    assert isinstance(told["targets"], list)
+    assert len(told["targets"]) == 2
 
 
 @pytest.mark.parametrize("job", ["train", "unlearn", "evaluate", "inversion"])

@@ -18,7 +18,16 @@ from hypothesis import strategies as st
 from opacus.accountants import PRVAccountant, RDPAccountant
 from opacus.accountants.analysis import rdp
 
-from ray_sisa.composition import MOST_MECHANISMS, ORDERS, PRV_ERROR, _log_moments, _renyi, compose, gaussian_epsilon
+from ray_sisa.composition import (
+    MOST_MECHANISMS,
+    ORDERS,
+    PRV_ERROR,
+    Accountant,
+    _log_moments,
+    _renyi,
+    compose,
+    gaussian_epsilon,
+)
 from ray_sisa.errors import ConfigError
 from ray_sisa.privacy import (
     Claim,
@@ -290,8 +299,8 @@ def test_shuffled_batches_get_no_credit_for_sampling() -> None:
 # What the page says.
 
 
-def epsilons_by_slice(deletions: int) -> list[float]:
-    """By RDP, of a sample first seen in each slice, after so many deletions in slice 3."""
+def epsilons_by_slice(deletions: int, accountant: Accountant) -> list[float]:
+    """Of a sample first seen in each slice, after so many deletions in slice 3."""
     stages = [
         stage_mechanism(num_samples=n - deleted, epochs=9, batch_size=128, noise_multiplier=1.0)
         for deleted in range(deletions + 1)
@@ -299,7 +308,7 @@ def epsilons_by_slice(deletions: int) -> list[float]:
     ]
     number_of = [number for deleted in range(deletions + 1) for number in range(2 if deleted else 0, 5)]
     return [
-        epsilon([each for each, number in zip(stages, number_of, strict=True) if number >= first], DELTA, "rdp").epsilon
+        epsilon([m for m, number in zip(stages, number_of, strict=True) if number >= first], DELTA, accountant).epsilon
         for first in range(5)
     ]
 
@@ -308,6 +317,7 @@ def epsilons_by_slice(deletions: int) -> list[float]:
     ("row", "deletions"),
     [
         ("trained, by RDP", 0),
+        ("trained, by PRV", 0),
         ("and one deletion in slice 3, by RDP", 1),
         ("and ten, one after the other, by RDP", 10),
     ],
@@ -315,4 +325,4 @@ def epsilons_by_slice(deletions: int) -> list[float]:
 def test_the_table_of_the_page(row: str, deletions: int) -> None:
     page = (Path(__file__).parents[2] / "docs" / "privacy.md").read_text(encoding="utf-8")
     (line,) = [line for line in page.splitlines() if line.startswith(f"| {row} |")]
-    assert line.split("|")[2:-1] == [f" {found:.2f} " for found in epsilons_by_slice(deletions)]
+    assert line.split("|")[2:-1] == [f" {found:.2f} " for found in epsilons_by_slice(deletions, row[-3:].lower())]

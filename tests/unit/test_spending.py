@@ -6,7 +6,10 @@ Training is in this process. Kills between charge and stage are in tests/laws/te
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -313,11 +316,37 @@ def test_status_tells_it_by_slice_with_all_that_it_assumes(run: Run) -> None:
     assert [(each["shard"], each["slice"]) for each in fields["slices"]] == sorted(by_place(found))
 
 
+def test_by_renyi_divergence_it_tells_the_order_and_the_orders(tmp_path: Path) -> None:
+    rdp = {"dp": {"noise_multiplier": 1.0, "delta": DELTA, "accountant": "rdp", "max_grad_norm": 0.5}}
+    run = make_run(tmp_path, PRIVATE_MLP | rdp)
+    run.train(runner="local")
+    found = spent_by(run)
+    assert found.order is not None
+    text = CliRunner().invoke(app, ["status", run.store.uri]).stdout
+    for word in ("accountant rdp", f", order {found.order:g};", "orders from 1.01 to 1024", "clipped to 0.5", "q 0.2"):
+        assert word in text
+
+
+def test_large_numbers_are_told_whole(run: Run) -> None:
+    found = spent_by(run)
+    stage = replace(found.stages[0], num_samples=11_000, sampling_rate=32 / 11_000, steps=6_880, times=1)
+    assert (
+        "; 1 training of a stage charged, n 11,000, q 0.002909, steps 6,880;" in replace(found, stages=(stage,)).label
+    )
+    other = replace(stage, num_samples=12_345, times=2)
+    assert "3 trainings of stages charged, n 11,000 to 12,345, q" in replace(found, stages=(stage, other)).label
+
+
 def test_the_report_tells_it(run: Run, tmp_path: Path) -> None:
     write_report(run, tmp_path / "report.html")
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = unescape((tmp_path / "report.html").read_text(encoding="utf-8"))
+    found = spent_by(run)
     assert "Privacy spent" in page
-    assert f"<strong>{spent_by(run).epsilon:.2f}</strong>" in page
+    assert f"<strong>{found.epsilon:.2f}</strong>" in page
+    assert found.label in page
+    cells = re.findall(r"<th scope=\"row\">(\d+)</th><td>(\d+)</td>\s*<td>(?:<strong>)?([\d.]+)", page)
+    told = {(int(shard), int(number)): epsilon for shard, number, epsilon in cells}
+    assert told == {place: f"{epsilon:.2f}" for place, epsilon in by_place(found).items()}
 
 
 @pytest.mark.parametrize("recipe", [PRIVATE_MLP, SECURE, MLP], ids=["reproducible", "secure", "none"])

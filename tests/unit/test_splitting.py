@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ray_sisa import models
 from ray_sisa.config import Recipe, TrainingRecipe
 from ray_sisa.errors import ConfigError
-from ray_sisa.split_convnet import Affine
+from ray_sisa.split_convnet import SPLIT_CONVNETS, Affine
 from ray_sisa.splitting import ActivationNoise, check_parts, layers, split
 
 
@@ -30,8 +30,13 @@ def build(model: str, shape: tuple[int, ...]) -> nn.Module:
         ("mlp", (8, 8, 1), ["hidden1", "hidden2"]),
         ("small_cnn", (8, 8, 1), ["conv1", "bn2", "linear"]),
         ("resnet20", (16, 16, 3), ["conv1", "layer1.1", "layer2"]),
+        ("resnet32", (16, 16, 3), ["layer2"]),
+        ("resnet44", (16, 16, 3), ["layer2"]),
+        ("resnet56", (16, 16, 3), ["layer2"]),
+        ("resnet110", (16, 16, 3), ["layer2"]),
         ("split_convnet", (35, 35, 1), ["device", "device.3", "server.1"]),
         ("split_convnet_affine", (35, 35, 1), ["device"]),
+        ("split_convnet_group", (35, 35, 1), ["device", "device.8"]),
         ("split_convnet_no_dropout", (35, 35, 1), ["device"]),
         ("efficientnet_lite0", (32, 32, 3), ["_blocks.4"]),
         ("torchvision:resnet18", (32, 32, 3), ["layer3"]),
@@ -48,6 +53,23 @@ def test_the_two_parts_give_the_bits_of_the_whole(name: str, shape: tuple[int, .
         device, server = split(model, layer)
         with torch.no_grad():
             assert torch.equal(server(device(images)), whole), layer
+
+
+def test_the_network_of_the_study_is_the_original_s() -> None:
+    """Of its 105 pixels and 50 alphabets: layers, sizes of maps, constants, and the number of parameters."""
+    network = SPLIT_CONVNETS["split_convnet"]((105, 105, 1), 50)
+    assert sum(parameter.numel() for parameter in network.parameters()) == 108_242
+    device, server = (list(part) for part in network.children())  # type: ignore[arg-type]
+    assert [type(layer) for layer in device] == [nn.Conv2d, nn.ReLU, nn.BatchNorm2d, nn.MaxPool2d, nn.Dropout] * 4
+    assert [layer.eps for layer in device if isinstance(layer, nn.BatchNorm2d)] == [1e-3] * 4
+    assert [layer.p for layer in [*device, *server] if isinstance(layer, nn.Dropout)] == [0.2] * 5
+    maps, sides = torch.zeros(1, 1, 105, 105), []
+    for layer in device:
+        maps = layer(maps)
+        if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
+            sides.append(maps.shape[-1])
+    assert sides == [99, 33, 27, 13, 9, 4, 2, 1]
+    assert maps.shape[1] == 32
 
 
 def test_a_factor_and_an_offset_keep_half_precision() -> None:
