@@ -298,8 +298,8 @@ def predict(
     from ray_sisa.data import load_inputs
 
     opened = _open(run)
-    record = opened.record
-    names, arrays = load_inputs(inputs, record.training.image_shape, record.config.data.columns)
+    shape, read = opened.record.training.image_shape, opened.record.config.data
+    names, arrays = load_inputs(inputs, shape, read.columns, read.exif)
     ensemble = opened.ensemble()
     return printing.predicted(names, ensemble.predict_proba(arrays, aggregation.value), ensemble.head)
 

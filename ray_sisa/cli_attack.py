@@ -132,17 +132,17 @@ def _samples(run: Run, location: str, cluster: str | None) -> Samples:
     """The samples at a place: a Parquet file or folder in the run's columns, or the training set of a configuration."""
     from ray_sisa import data, parquet
 
-    config = _config(location)
+    config, own = _config(location), run.record.config.data
+    exif = (config and config.exif) or own.exif
     if config is not None and config.source != "parquet":
         if cluster is not None:
             rule = f"names a column, and {config.source} has none"
             raise ConfigError("--cluster", cluster, rule, "Leave it out, or give a Parquet file")
-        return data.load(config).train
-    own = run.record.config.data
+        return data.load(config.model_copy(update={"exif": exif})).train
     columns = config.columns if config else own.columns if own.source == "parquet" else Columns()
     if cluster is not None:
         columns = columns.model_copy(update={"subject": cluster})
-    return parquet.read(_files(location, config), columns, "data.train")
+    return parquet.read(_files(location, config), columns, "data.train", exif)
 
 
 def _has_column(location: str, name: str) -> bool:

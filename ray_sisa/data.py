@@ -17,6 +17,7 @@ import numpy as np
 
 from ray_sisa import images, omniglot, parquet
 from ray_sisa.config import Columns, DataConfig
+from ray_sisa.data_config import Exif
 from ray_sisa.errors import ConfigError, DataError
 from ray_sisa.ids import shown
 from ray_sisa.preprocessing import CIFAR10, CIFAR100
@@ -134,7 +135,7 @@ def count(config: DataConfig) -> int:
 
 
 def load_inputs(
-    paths: Sequence[str], shape: tuple[int, ...], columns: Columns | None = None
+    paths: Sequence[str], shape: tuple[int, ...], columns: Columns | None = None, exif: Exif | None = None
 ) -> tuple[list[str], np.ndarray]:
     """Inputs to predict: a name for each, and one array of all.
 
@@ -143,6 +144,7 @@ def load_inputs(
             array; .parquet files.
         shape: of one input, (H, W, C) or (D,).
         columns: of Parquet files, where they differ from the default names; the label need not be there.
+        exif: what to do about orientation tags, as the run did; `apply` by default.
 
     Returns:
         names: the path of an image, "PATH#row" in an array, the id or "PATH#row" in Parquet.
@@ -155,7 +157,7 @@ def load_inputs(
     """
     if not paths:
         raise DataError("inputs", "()", "must be at least one file", "Name image, .npy, .npz or .parquet files")
-    parts = [_inputs(path, shape, columns or Columns()) for path in paths]
+    parts = [_inputs(path, shape, columns or Columns(), exif) for path in paths]
     return [name for names, _ in parts for name in names], np.concatenate([array for _, array in parts])
 
 
@@ -233,8 +235,9 @@ def _splits(config: DataConfig) -> tuple[Samples, Samples | None, np.ndarray | N
     if kind == "torchvision":
         return _torchvision_split(config, name, train=True), _torchvision_split(config, name, train=False), None
     assert config.train is not None  # a rule of DataConfig
-    train, probabilities = parquet.read_with_probabilities(config.train, config.columns, "data.train")
-    test = None if config.test is None else parquet.read(config.test, config.columns, "data.test")
+    exif = config.exif
+    train, probabilities = parquet.read_with_probabilities(config.train, config.columns, "data.train", exif)
+    test = None if config.test is None else parquet.read(config.test, config.columns, "data.test", exif)
     return train, test, probabilities
 
 
@@ -294,7 +297,7 @@ def _torchvision_split(config: DataConfig, name: str, *, train: bool) -> Samples
     ids = [f"{prefix}/{i:05d}" for i in range(len(dataset))]
     if not ids:
         raise DataError("data.root", config.root, f"holds no samples of {prefix}", "Check the files")
-    pixels, labels = _arrays(dataset) if config.source in _PUBLISHED else _items(dataset, ids)
+    pixels, labels = _arrays(dataset) if config.source in _PUBLISHED else _items(dataset, ids, config.exif)
     return make_samples(ids=ids, images=pixels, labels=labels)
 
 
@@ -309,15 +312,15 @@ def _arrays(dataset: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(pixels), np.asarray(labels, dtype=np.int64)
 
 
-def _items(dataset: Any, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _items(dataset: Any, ids: Sequence[str], exif: Exif | None) -> tuple[np.ndarray, np.ndarray]:
     """Pixels and labels of a set of (Pillow image, label) items: uint8 [N, H, W, C], int64 [N]."""
     labels = np.empty(len(ids), dtype=np.int64)
     pixels = np.empty(0, dtype=np.uint8)
     for i, name in enumerate(ids):
         image, label = dataset[i]
         if i == 0:
-            pixels = np.empty((len(ids), *images.to_array(image, name).shape), dtype=np.uint8)
-        pixels[i] = images.to_array(image, name, pixels.shape[1:])
+            pixels = np.empty((len(ids), *images.to_array(image, name, exif=exif).shape), dtype=np.uint8)
+        pixels[i] = images.to_array(image, name, pixels.shape[1:], exif=exif)
         labels[i] = _label(label, name)
     return pixels, labels
 
@@ -329,10 +332,10 @@ def _label(label: Any, name: str) -> int:
         raise DataError("label", label, f"must be an integer, in {name}", "Use a classification set") from None
 
 
-def _inputs(path: str, shape: tuple[int, ...], columns: Columns) -> tuple[list[str], np.ndarray]:
+def _inputs(path: str, shape: tuple[int, ...], columns: Columns, exif: Exif | None) -> tuple[list[str], np.ndarray]:
     suffix = Path(path).suffix.lower()
     if suffix == ".parquet":
-        return parquet.read_inputs(path, columns, shape)
+        return parquet.read_inputs(path, columns, shape, exif)
     try:
         if suffix in {".npy", ".npz"}:
             array = _checked(_array(path), path, shape)
@@ -342,7 +345,7 @@ def _inputs(path: str, shape: tuple[int, ...], columns: Columns) -> tuple[list[s
         raise DataError("inputs", path, f"cannot be read: {error}", "Check the path") from error
     if len(shape) != 3:
         raise DataError("inputs", path, f"is an image, but {list(shape)} is expected", "Give feature vectors")
-    return [path], images.decode(content, path, shape, exact=False)[None]
+    return [path], images.decode(content, path, shape, exact=False, exif=exif)[None]
 
 
 def _array(path: str) -> np.ndarray:

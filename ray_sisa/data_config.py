@@ -5,12 +5,13 @@ The settings alone: `data.py` reads what they say.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from ray_sisa.section import Section
 
+Exif = Literal["apply", "ignore"]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -50,6 +51,11 @@ class DataConfig(Section):
     root: str | None = None
     """Folder of a torchvision set."""
     download: bool = False
+    exif: Exif | None = None
+    """Orientation tags of photographs: `apply`, as viewers do, or `ignore`. A run that is created without it applies.
+
+    Fixed for the life of a run, and predictions follow it. Of TIFF files the tag is applied in any case.
+    """
     columns: Columns = Columns()
     num_classes: Count | None = None
     mean: tuple[float, ...] | None = None

@@ -1,7 +1,7 @@
 """Encoded images (PNG, JPEG, ...) as arrays of pixels, read with Pillow.
 
-Owns what counts as a readable image: 8-bit grey or RGB, opaque, of a limited size. Never resizes, rotates or drops
-information unasked.
+Owns what counts as a readable image: 8-bit grey or RGB, opaque, of a limited size. Never resizes or drops information
+unasked; turns photographs as their orientation tag says, unless told to ignore it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ray_sisa import depth, orientation
+from ray_sisa.data_config import Exif
 from ray_sisa.errors import DataError, SisaError
 
 if TYPE_CHECKING:
@@ -25,14 +27,17 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 Shape = tuple[int, ...]
 
 
-def decode(content: bytes, name: str, shape: Shape | None = None, *, exact: bool = True) -> np.ndarray:
-    """Pixels of one encoded image, as stored (an orientation tag is not applied): uint8 [H, W, C], C 1 or 3.
+def decode(
+    content: bytes, name: str, shape: Shape | None = None, *, exact: bool = True, exif: Exif | None = None
+) -> np.ndarray:
+    """Pixels of one encoded image: uint8 [H, W, C], C 1 or 3.
 
     Args:
         content: the bytes of the file.
         name: what errors call the image.
         shape: (H, W, C) that it must have; without one its own is taken.
         exact: refuse to turn a coloured image grey where `shape` has one channel.
+        exif: whether to `apply` an orientation tag, which is the default, or to `ignore` it.
 
     Raises:
         DataError: bytes that are no image, another size, or pixels that do not fit without loss.
@@ -40,9 +45,10 @@ def decode(content: bytes, name: str, shape: Shape | None = None, *, exact: bool
     from PIL import Image
 
     try:
+        depth.check(content, name)
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _check_still(image, name)
-            return to_array(image, name, shape, exact=exact)
+            return to_array(image, name, shape, exact=exact, exif=exif)
     except SisaError:
         raise
     except Exception as error:  # Pillow's decoders raise almost anything on bytes that are damaged
@@ -50,10 +56,17 @@ def decode(content: bytes, name: str, shape: Shape | None = None, *, exact: bool
         raise DataError("image", name, rule, f"Give one of {', '.join(FORMATS)}, undamaged") from error
 
 
-def to_array(image: Image.Image, name: str, shape: Shape | None = None, *, exact: bool = True) -> np.ndarray:
+def to_array(
+    image: Image.Image, name: str, shape: Shape | None = None, *, exact: bool = True, exif: Exif | None = None
+) -> np.ndarray:
     """Pixels of an open Pillow image, under the rules of `decode`: uint8 [H, W, C]."""
-    _check_size(image, name, shape)
-    pixels = np.asarray(_without_palette_or_alpha(image, name))
+    _check_limit(image, name)
+    depth.check_open(image, name)
+    tag = orientation.of(image)
+    turn = orientation.UPRIGHT if exif == "ignore" else tag
+    if shape is not None:
+        _check_shape(orientation.size(image, turn), name, shape, tag, turn)
+    pixels = np.asarray(_without_palette_or_alpha(orientation.turned(image, turn), name))
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
     if shape is None or pixels.shape == shape:
@@ -69,16 +82,24 @@ def _check_still(image: Image.Image, name: str) -> None:
         raise DataError("image", name, "holds several frames", "Give one image each")
 
 
-def _check_size(image: Image.Image, name: str, shape: Shape | None) -> None:
+def _check_limit(image: Image.Image, name: str) -> None:
     """Judges the declared size, before any pixel is decoded."""
     width, height = image.size
     if width * height > MAX_PIXELS:
         rule = f"declares {height} x {width} pixels, more than the limit of {MAX_PIXELS}"
         raise DataError("image", name, rule, "Shrink the image")
-    if shape is not None and (height, width) != shape[:2]:
-        rule = f"is {height} x {width} pixels (height x width), but {shape[0]} x {shape[1]} are expected"
+
+
+def _check_shape(size: Shape, name: str, shape: Shape, tag: int, turn: int) -> None:
+    if size != shape[:2]:
+        met = (
+            ""
+            if tag == orientation.UPRIGHT
+            else f", its orientation tag {tag} {'applied' if turn == tag else 'ignored'}"
+        )
+        rule = f"is {size[0]} x {size[1]} pixels (height x width{met}), but {shape[0]} x {shape[1]} are expected"
         raise DataError("image", name, rule, "Bring all images to one size")
-    if shape is not None and shape[2] not in (1, 3):
+    if shape[2] not in (1, 3):
         rule = f"is an encoded image, but {shape[2]} channels are expected"
         raise DataError("image", name, rule, "Give the pixels as an array")
 

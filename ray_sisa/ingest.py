@@ -41,7 +41,7 @@ def ingest(store: Store, config: RunConfig, dataset: Dataset) -> RunRecord:
             have, or a recipe that does not fit the data.
         DataError: no subject's deletion probability is above 0, and the placement depends on them.
     """
-    config = _with_key(config)
+    config = _resolved(config)
     _check_enough(config, dataset.train)
     places = place(config.placement, dataset.train.subjects, dataset.deletion_probabilities)
     training = resolve_recipe(store, config, dataset, slice_sizes(config.placement, places))
@@ -140,11 +140,11 @@ def _check_network(training: TrainingRecipe, model: nn.Module) -> None:
         private_check.check(backbone.trained_part(training))
 
 
-def _with_key(config: RunConfig) -> RunConfig:
-    if config.placement.key is not None:
-        return config
-    placement = config.placement.model_copy(update={"key": secrets.token_hex(16)})
-    return config.model_copy(update={"placement": placement})
+def _resolved(config: RunConfig) -> RunConfig:
+    """The configuration with what may be left out and is fixed by the run all the same."""
+    placement = config.placement.model_copy(update={"key": config.placement.key or secrets.token_hex(16)})
+    data = config.data.model_copy(update={"exif": config.data.exif or "apply"})
+    return config.model_copy(update={"placement": placement, "data": data})
 
 
 def _check_enough(config: RunConfig, samples: Samples) -> None:
@@ -197,8 +197,10 @@ def differing_fields(ours: RunConfig, theirs: RunConfig) -> Sequence[str]:
     """Fields that fix a run for life and differ between two configurations, as `section.field`."""
     fixed = ("name", "data", "placement", "recipe")
     mine, other = (_flatten(c.model_dump(mode="json", include=set(fixed))) for c in (ours, theirs))
-    if theirs.placement.key is None:  # absent means: whatever was made for the run
-        mine.pop("placement.key"), other.pop("placement.key")
+    # Absent means: whatever the run has.
+    for name, given in (("placement.key", theirs.placement.key), ("data.exif", theirs.data.exif)):
+        if given is None:
+            mine.pop(name), other.pop(name)
     return sorted(name for name in mine.keys() | other.keys() if mine.get(name) != other.get(name))
 
 

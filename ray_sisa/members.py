@@ -65,7 +65,8 @@ def select(
     read = source or run.record.config.data
     # Placement is fixed: deletion probabilities are not read again, wherever they are by now.
     columns = read.columns.model_copy(update={"deletion_probability": None})
-    everything = data.load(read.model_copy(update={"columns": columns})).train
+    exif = read.exif or run.record.config.data.exif  # read as the run was
+    everything = data.load(read.model_copy(update={"columns": columns, "exif": exif})).train
     return forget_and_retain(run.record, run.live, ledger, shard_of, everything)
 
 

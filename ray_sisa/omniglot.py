@@ -186,7 +186,7 @@ def _samples(config: DataConfig, field: str, splits: str | tuple[str, ...]) -> S
         labels = before[alphabets] + np.array([d.character for d in drawings]) - 1
     pixels = np.empty((len(drawings), *SHAPE), np.uint8)
     for i, drawing in enumerate(drawings):
-        pixels[i] = images.decode(_bytes(config, drawing.path), drawing.id, SHAPE)
+        pixels[i] = images.decode(_bytes(config, drawing.path), drawing.id, SHAPE, exif=config.exif)
     return make_samples(
         ids=[d.id for d in drawings], subjects=[d.drawer for d in drawings], images=pixels, labels=labels
     )

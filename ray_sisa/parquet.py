@@ -6,11 +6,12 @@ preallocated array, after it has seen that the array fits; never computes a stat
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ import pyarrow.fs
 
 from ray_sisa import ids, images, memory
 from ray_sisa.config import Columns
+from ray_sisa.data_config import Exif
 from ray_sisa.digests import canonical_json, digest_bytes
 from ray_sisa.errors import ConfigError, DataError
 from ray_sisa.parquet_files import (
@@ -40,10 +42,12 @@ from ray_sisa.samples import Samples, make_samples
 logger = logging.getLogger(__name__)
 
 ROW_OVERHEAD = 200  # bytes that id, subject and label of a sample take at the height of reading
+_Decode = Callable[..., np.ndarray]
+"""`images.decode`, with what all images of a reading have in common."""
 MAX_COLUMN = (1 << 31) - 1  # bytes of all ids, or of all subjects: what Arrow's strings can number
 
 
-def read(location: Location, columns: Columns, field: str = "data.train") -> Samples:
+def read(location: Location, columns: Columns, field: str = "data.train", exif: Exif | None = None) -> Samples:
     """All samples of Parquet files, in the order of files (sorted in a folder) and rows.
 
     Without an id column the id is the BLAKE2b-256 digest of label and content, cut to 16 bytes, in hexadecimal; the
@@ -54,12 +58,14 @@ def read(location: Location, columns: Columns, field: str = "data.train") -> Sam
         ConfigError: columns that are not there.
         DataError: files that cannot be read, without rows, or with values of another kind than named in `Columns`.
     """
-    samples, _ = read_with_probabilities(location, columns.model_copy(update={"deletion_probability": None}), field)
+    samples, _ = read_with_probabilities(
+        location, columns.model_copy(update={"deletion_probability": None}), field, exif
+    )
     return samples
 
 
 def read_with_probabilities(
-    location: Location, columns: Columns, field: str = "data.train"
+    location: Location, columns: Columns, field: str = "data.train", exif: Exif | None = None
 ) -> tuple[Samples, np.ndarray | None]:
     """As `read`, and the deletion probability that stands at each sample: float64 [N], or None without the column.
 
@@ -67,7 +73,7 @@ def read_with_probabilities(
         ConfigError: as `read`.
         DataError: as `read`, and for probabilities that are null or outside 0..1.
     """
-    named, content = _read(location, columns, field, labelled=True)
+    named, content = _read(location, columns, field, exif, labelled=True)
     labels = named["label"].to_numpy()
     samples = make_samples(
         ids=_joined(named, "id") if columns.id is not None else _content_ids(content, labels),
@@ -78,7 +84,9 @@ def read_with_probabilities(
     return samples, named["probability"].to_numpy() if columns.deletion_probability is not None else None
 
 
-def read_inputs(location: str, columns: Columns, shape: tuple[int, ...]) -> tuple[list[str], np.ndarray]:
+def read_inputs(
+    location: str, columns: Columns, shape: tuple[int, ...], exif: Exif | None = None
+) -> tuple[list[str], np.ndarray]:
     """Names (ids, or "FILE#row") and content of rows to predict; labels and subjects are not looked at.
 
     Images become grey or RGB as `shape` (H, W, C) says.
@@ -87,7 +95,7 @@ def read_inputs(location: str, columns: Columns, shape: tuple[int, ...]) -> tupl
         ConfigError, DataError: as `read`, and for content of another shape.
     """
     unlabelled = columns.model_copy(update={"subject": None, "deletion_probability": None})
-    named, content = _read(location, unlabelled, "inputs", labelled=False, shape=shape)
+    named, content = _read(location, unlabelled, "inputs", exif, labelled=False, shape=shape)
     if columns.id is not None:
         return named["id"].to_pylist(), content
     name = without_secrets(location)
@@ -149,7 +157,13 @@ def _no_samples(files: Sequence[File], field: str) -> DataError:
 
 
 def _read(
-    location: Location, columns: Columns, field: str, *, labelled: bool, shape: tuple[int, ...] | None = None
+    location: Location,
+    columns: Columns,
+    field: str,
+    exif: Exif | None,
+    *,
+    labelled: bool,
+    shape: tuple[int, ...] | None = None,
 ) -> tuple[pa.Table, np.ndarray]:
     """The wanted columns of id, subject, label and probability; and uint8 [N, H, W, C] or float32 [N, D] content.
 
@@ -159,19 +173,19 @@ def _read(
     total = sum(file.num_rows() for file in files)
     if total == 0:
         raise _no_samples(files, field)
-    exact = shape is None
+    decode = functools.partial(images.decode, exact=shape is None, exif=exif)
     content = np.empty(0)
     named: list[pa.Table] = []
     row = 0
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="decode") as pool:
         for batch in _batches(files, columns, labelled=labelled):
             if shape is None:
-                shape = _first_shape(batch, columns)
+                shape = _first_shape(batch, columns, decode)
             if not named:
                 content = _empty(field, total, shape)
             if row + batch.rows.num_rows > total:
                 raise batch.file.unreadable(ValueError("it has more rows than it says"), batch.first_row)
-            content[row : row + batch.rows.num_rows] = _content(batch, columns, shape, pool, exact=exact)
+            content[row : row + batch.rows.num_rows] = _content(batch, columns, shape, pool, decode)
             row += batch.rows.num_rows
             named.append(_named(batch, columns, labelled=labelled))
     if row != total:
@@ -191,14 +205,14 @@ def _empty(field: str, total: int, shape: tuple[int, ...]) -> np.ndarray:
     return np.empty((total, *shape), dtype)
 
 
-def _first_shape(batch: _Batch, columns: Columns) -> tuple[int, ...]:
+def _first_shape(batch: _Batch, columns: Columns, decode: _Decode) -> tuple[int, ...]:
     """Shape of the first sample: what the others must have."""
     if columns.features is not None:
         return (len(columns.features),)
     kind = batch.rows.schema.field(columns.image).type
     if is_tensor(kind):
         return (*kind.shape, 1)[:3]
-    return images.decode(_encoded(batch, columns.image)[0].as_py(), batch.name(0)).shape
+    return decode(_encoded(batch, columns.image)[0].as_py(), batch.name(0)).shape
 
 
 def _joined(named: pa.Table, name: str) -> pa.StringArray:
@@ -299,14 +313,14 @@ def _probabilities(batch: _Batch, name: str) -> pa.DoubleArray:
     return values
 
 
-def _content(batch: _Batch, columns: Columns, shape: tuple[int, ...], pool: Executor, *, exact: bool) -> np.ndarray:
+def _content(batch: _Batch, columns: Columns, shape: tuple[int, ...], pool: Executor, decode: _Decode) -> np.ndarray:
     """uint8 [n, H, W, C] or float32 [n, D]."""
     if columns.features is not None:
         content = _features(batch, columns.features)
     elif is_tensor(batch.rows.schema.field(columns.image).type):
         content = _tensors(batch, columns.image)
     else:
-        return _decoded(batch, columns.image, shape, pool, exact=exact)
+        return _decoded(batch, columns.image, shape, pool, decode)
     if content.shape[1:] != shape:
         rule = f"has shape {list(content.shape[1:])}, but {list(shape)} is expected"
         raise DataError("image" if columns.features is None else "features", batch.name(0), rule, "Bring all to one")
@@ -344,17 +358,17 @@ def _encoded(batch: _Batch, name: str) -> pa.Array:
     return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
 
-def _decoded(batch: _Batch, name: str, shape: tuple[int, ...], pool: Executor, *, exact: bool) -> np.ndarray:
+def _decoded(batch: _Batch, name: str, shape: tuple[int, ...], pool: Executor, decode: _Decode) -> np.ndarray:
     """A column of encoded images: uint8 [n, H, W, C]."""
     column = _encoded(batch, name)
     if len(shape) != 3:
         raise DataError("image", batch.name(0), f"is an image, but {list(shape)} is expected", "Give feature vectors")
     decoded = np.empty((len(column), *shape), dtype=np.uint8)
 
-    def decode(i: int) -> None:
-        decoded[i] = images.decode(column[i].as_py(), batch.name(i), shape, exact=exact)
+    def put(i: int) -> None:
+        decoded[i] = decode(column[i].as_py(), batch.name(i), shape)
 
-    for _ in pool.map(decode, range(len(column))):
+    for _ in pool.map(put, range(len(column))):
         pass
     return decoded
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from ray_sisa.approximate.methods import Method
 from ray_sisa.config import RunConfig, TrainingRecipe
@@ -60,6 +62,14 @@ class RunRecord(StoredRecord):
     fingerprint: str
     """Digest of all slice digests: the data set as it was at ingest."""
     created_at: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_a_choice_tags_were_ignored(cls, content: Any) -> Any:
+        match content:
+            case {"config": {"data": dict(data)}}:
+                data.setdefault("exif", "ignore")
+        return content
 
     @property
     def path(self) -> str:

@@ -121,7 +121,7 @@ def test_a_decompression_bomb_is_an_error(side: int) -> None:
 
 def test_pixels_that_do_not_fit_are_refused() -> None:
     deep = encode_image(Image.fromarray(np.full((4, 4), 40_000, np.uint16)))
-    with pytest.raises(DataError, match="has mode I;16"):
+    with pytest.raises(DataError, match="has samples of 16 bits"):
         images.decode(deep, "deep")
     clear = encode_image(Image.new("RGBA", (4, 4), (1, 2, 3, 128)))
     with pytest.raises(DataError, match="has transparent pixels"):
