@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +22,7 @@ from ray_sisa.engine.runner import Runner, RunnerName, device_of, open_runner
 from ray_sisa.ensemble import Inputs, aggregate, constituent_outputs
 from ray_sisa.errors import DataError, RequestError, StoreError
 from ray_sisa.evaluation.accuracy import Accuracy, accuracy, cross_entropy
-from ray_sisa.evaluation.membership import MIN_PER_CLASS, Membership, membership_inference
+from ray_sisa.evaluation.membership import MIN_PER_CLASS, Membership, matched_membership_inference, num_matched
 from ray_sisa.features import features_of
 from ray_sisa.layout import REPORTS, damaged, measurement
 from ray_sisa.ledger import Ledger
@@ -61,6 +61,8 @@ class ShardMembership:
     num_held: int
     held: Membership | None
     whole: Membership | None
+    num_held_matched: int | None = None
+    """Members that its shard held and that have a test sample of their class each; None in reports that match none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +86,9 @@ class Evaluation:
     measured_at: str
     approximation: Approximation | None = None
     """The approximate model that answered in place of the ensemble, if one did: nothing certifies what it forgot."""
+    num_matched: int | None = None
+    """Members that have a test sample of their class each: so many the ensemble is attacked with. None in reports whose
+    attacks are against all test samples, whatever their class."""
 
 
 def read_evaluation(store: Store, path: str) -> Evaluation:
@@ -195,9 +200,15 @@ def _measure(
     on_test, on_members = slice(0, edges[1]), slice(edges[1], edges[2])
     labels = everything.labels
     losses = [cross_entropy(output, labels) for output in [*outputs, np.log(np.maximum(scores, TINY))]]
+    attacked = [
+        _Attacked(
+            members=loss[on_members], member_labels=labels[on_members], test=loss[on_test], test_labels=labels[on_test]
+        )
+        for loss in losses
+    ]
     memberships = [
-        _memberships(c.shard, loss[on_members], loss[on_test], members.shards, retain is not None)
-        for c, loss in zip(constituents, losses[:-1], strict=True)
+        _memberships(c.shard, one, members.shards, retain is not None)
+        for c, one in zip(constituents, attacked[:-1], strict=True)
     ]
 
     def measured(rows: slice) -> Accuracy:
@@ -213,13 +224,14 @@ def _measure(
             ShardEvaluation(shard=c.shard, slice=c.slice, test=accuracy(output[on_test], labels[on_test]))
             for c, output in zip(constituents, outputs, strict=True)
         ),
-        ensemble_membership=_attack(losses[-1][on_members], losses[-1][on_test]),
+        ensemble_membership=attacked[-1].attack(),
         shard_memberships=tuple(memberships),
         forget=measured(on_members) if retain is not None and len(members.samples) else None,
         retain=measured(slice(edges[2], edges[3])) if retain is not None and len(retain) else None,
         forget_request=forget_request,
         measured_at=now(),
         approximation=approximation,
+        num_matched=attacked[-1].num_matched,
     )
 
 
@@ -245,22 +257,38 @@ def _features(
     return np.concatenate(found)
 
 
-def _memberships(
-    shard: int, members: np.ndarray, test: np.ndarray, shards: np.ndarray, is_forget_set: bool
-) -> ShardMembership:
-    """The attack on one constituent, from its losses on members (held by `shards`) and on the test set."""
-    held = shards == shard
+def _memberships(shard: int, attacked: _Attacked, shards: np.ndarray, is_forget_set: bool) -> ShardMembership:
+    """The attack on one constituent, whose members are held by `shards`."""
+    held = attacked.of(shards == shard)
     return ShardMembership(
         shard=shard,
-        num_held=int(held.sum()),
-        held=_attack(members[held], test),
-        whole=_attack(members, test) if is_forget_set else None,
+        num_held=len(held.members),
+        held=held.attack(),
+        whole=attacked.attack() if is_forget_set else None,
+        num_held_matched=held.num_matched,
     )
 
 
-def _attack(members: np.ndarray, test: np.ndarray) -> Membership | None:
-    if len(members) < MIN_PER_CLASS or len(test) < 2 * MIN_PER_CLASS:
-        return None  # too few to attack: reported as such, not as a number
-    if np.isnan(members).any() or np.isnan(test).any():
-        return None  # of a network that diverged: likewise
-    return membership_inference(members, test)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Attacked:
+    """Losses of one model on members and on test samples, and the classes of both."""
+
+    members: np.ndarray
+    member_labels: np.ndarray
+    test: np.ndarray
+    test_labels: np.ndarray
+
+    def of(self, chosen: np.ndarray) -> _Attacked:
+        """The same of some of the members."""
+        return replace(self, members=self.members[chosen], member_labels=self.member_labels[chosen])
+
+    @property
+    def num_matched(self) -> int:
+        return num_matched(self.member_labels, self.test_labels)
+
+    def attack(self) -> Membership | None:
+        if self.num_matched < MIN_PER_CLASS:
+            return None  # too few to attack: reported as such, not as a number
+        if np.isnan(self.members).any() or np.isnan(self.test).any():
+            return None  # of a network that diverged: likewise
+        return matched_membership_inference(self.members, self.member_labels, self.test, self.test_labels)

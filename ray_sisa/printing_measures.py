@@ -107,14 +107,17 @@ def no_attack(found: Evaluation, shard: int | None = None) -> str:
     """Why there is no membership of the ensemble, or of the constituent of a shard, in an evaluation."""
     from ray_sisa.evaluation.membership import MIN_PER_CLASS  # loaded already by whoever has an evaluation
 
-    held = {s.shard: s.num_held for s in found.shard_memberships}
+    held = {s.shard: s for s in found.shard_memberships}
     if shard is not None and shard not in held:
         return "no vote to attack"
-    num_members = held[shard] if shard is not None else _num_attacked(found)
+    num_members = held[shard].num_held if shard is not None else _num_attacked(found)
+    matched = held[shard].num_held_matched if shard is not None else found.num_matched
     if num_members < MIN_PER_CLASS:
         return f"too few members to attack: {num_members}, not {MIN_PER_CLASS}"
-    if found.test.num_samples < 2 * MIN_PER_CLASS:
+    if matched is None and found.test.num_samples < 2 * MIN_PER_CLASS:
         return f"too few test samples to attack: {found.test.num_samples}, not {2 * MIN_PER_CLASS}"
+    if matched is not None and matched < MIN_PER_CLASS:
+        return f"too few members with a test sample of their class each: {matched}, not {MIN_PER_CLASS}"
     return "losses that are not numbers"
 
 
@@ -176,7 +179,8 @@ def _attack(found: Membership | None) -> str:
     if found is None:
         return ""
     null = f"null {found.null_mean:.3f} +- {found.null_sd:.3f}"
-    return f"{found.accuracy:.3f} [{found.ci_low:.3f}, {found.ci_high:.3f}], {null}"
+    whole = "" if found.unmatched is None else f", against all classes {found.unmatched:.3f}"
+    return f"{found.accuracy:.3f} [{found.ci_low:.3f}, {found.ci_high:.3f}], {null}{whole}"
 
 
 def _attacker(config: AttackerConfig) -> str:

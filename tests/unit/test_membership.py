@@ -6,12 +6,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedShuffleSplit, cross_val_score
 
 from ray_sisa.errors import DataError
-from ray_sisa.evaluation.membership import Membership, attack, membership_inference
+from ray_sisa.evaluation.membership import (
+    Membership,
+    attack,
+    matched_membership_inference,
+    membership_inference,
+    num_matched,
+)
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -163,3 +170,73 @@ def test_undefined_losses_are_refused() -> None:
     members[3] = np.nan
     with pytest.raises(DataError, match="1 losses NaN"):
         membership_inference(members, test)
+
+
+def test_the_null_holds_for_one_class_that_a_model_never_saw() -> None:
+    """On real digits. The model saw six digits of class 3 and many of the others, so it is worse on that class: the
+    attack on fifty others of the class, against all others, calls that members. Against its own class it does not."""
+    digits = load_digits()
+    images, labels = digits.data / 16, digits.target
+    order = np.random.default_rng(0).permutation(len(labels))
+    threes, others = order[labels[order] == 3], order[labels[order] != 3]
+    seen, unseen = np.concatenate([threes[:6], others[:800]]), np.concatenate([threes[6:], others[800:]])
+    model = LogisticRegression(max_iter=1000).fit(images[seen], labels[seen])
+    rows = np.searchsorted(model.classes_, labels)
+    losses = -model.predict_log_proba(images)[np.arange(len(labels)), rows]
+
+    def attacked(seed: int, num_null: int) -> Membership:
+        drawn = np.random.default_rng(seed).permutation(threes[6:])[:80]
+        test = np.setdiff1d(unseen, drawn)
+        return matched_membership_inference(
+            losses[drawn], labels[drawn], losses[test], labels[test], seed=seed, num_null=num_null
+        )
+
+    null = attacked(1000, 40)
+    found = [attacked(seed, 2) for seed in range(30)]
+    assert {(f.num_per_class, f.num_null_per_class) for f in found} == {(80, 80)}
+    assert min(f.unmatched for f in found) > 0.6
+    z = np.array([(f.accuracy - null.null_mean) / null.null_sd for f in found])
+    assert np.mean(np.abs(z) > 2) <= 0.1
+    assert abs(z.mean()) < 0.6 and 0.6 < z.std() < 1.4
+
+
+def by_class(*parts: tuple[int, int, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Losses and labels of so many samples of each class, whose losses are all about as high."""
+    rng = np.random.default_rng(len(parts))
+    losses = np.concatenate([rng.normal(mean, 0.1, number) for _, number, mean in parts])
+    return losses, np.repeat([label for label, _, _ in parts], [number for _, number, _ in parts])
+
+
+def test_of_a_class_with_too_few_test_records_fewer_members_are_taken() -> None:
+    members, test = by_class((0, 90, 1.0), (1, 30, 5.0), (7, 11, 9.0)), by_class((0, 40, 1.0), (1, 300, 5.0))
+    assert num_matched(members[1], test[1]) == 70
+    found = matched_membership_inference(*members, *test, num_null=2)
+    assert (found.num_per_class, found.num_null_per_class) == (70, 70)
+    assert (found.num_members, found.num_test, found.num_left_out) == (120, 340, 11)
+    assert found.accuracy == pytest.approx(0.5, abs=0.15)  # each class alone tells nothing
+    assert found.unmatched is not None and found.unmatched > 0.7  # the classes do
+
+
+def test_the_curve_weighs_the_test_records_of_a_class_as_its_members() -> None:
+    members = by_class((0, 100, 1.0), (1, 20, 5.0))
+    found = matched_membership_inference(*members, *by_class((0, 30, 1.0), (1, 300, 5.0)), num_null=2)
+    assert found.auc == pytest.approx(0.5, abs=0.1)
+    assert membership_inference(members[0], by_class((0, 30, 1.0), (1, 300, 5.0))[0], num_null=2).auc > 0.75
+    fpr, tpr = found.roc.fpr, found.roc.tpr
+    assert (fpr[0], tpr[0]) == (0.0, 0.0) and (fpr[-1], tpr[-1]) == pytest.approx((1.0, 1.0))
+
+
+def test_members_of_one_class_that_were_trained_on_are_told() -> None:
+    test = by_class((0, 40, 1.0), (1, 300, 5.0))
+    found = matched_membership_inference(*by_class((1, 50, 4.0)), *test)
+    assert found.accuracy > 0.9 and found.z is not None and found.z > 4
+
+
+def test_too_few_of_the_same_class_are_refused() -> None:
+    members, test = by_class((0, 90, 1.0)), by_class((0, 19, 1.0), (1, 300, 5.0))
+    with pytest.raises(DataError, match="membership = 19: needs at least 20 members with a test sample of their class"):
+        matched_membership_inference(*members, *test)
+    with pytest.raises(DataError, match="num_null"):
+        matched_membership_inference(*members, *by_class((0, 90, 1.0)), num_null=1)
+    few = matched_membership_inference(*by_class((0, 20, 1.0)), *by_class((0, 20, 1.0)), num_null=2)
+    assert few.num_per_class == 20 and few.unmatched is not None

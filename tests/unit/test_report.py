@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import json
 import re
 import subprocess
 import sys
@@ -13,13 +14,17 @@ from xml.etree import ElementTree
 
 import pytest
 from html_pages import Page
+from pydantic import TypeAdapter
 
 from ray_sisa import charts
+from ray_sisa.audit import Evaluation, read_evaluation
+from ray_sisa.clock import now
 from ray_sisa.config import RunConfig
 from ray_sisa.config_values import make_config
 from ray_sisa.costs import RequestRow
+from ray_sisa.digests import seal
 from ray_sisa.errors import StoreError
-from ray_sisa.layout import report
+from ray_sisa.layout import measurement, report
 from ray_sisa.printing_measures import evaluated, no_attack
 from ray_sisa.records import EpochMetrics, StageRecord
 from ray_sisa.report import NAME, make_page, render, seconds, write_report
@@ -186,8 +191,35 @@ def test_what_could_not_be_attacked_is_said_in_words(story: Story) -> None:
     enough = tuple(dataclasses.replace(s, num_held=20) for s in found.shard_memberships)
     assert no_attack(found, 7) == "no vote to attack"
     changed = dataclasses.replace(found, shard_memberships=enough)
-    assert no_attack(changed, 0) == "losses that are not numbers"
-    assert no_attack(dataclasses.replace(changed, test=few), 0) == "too few test samples to attack: 39, not 40"
+    assert no_attack(changed, 0) == "too few members with a test sample of their class each: 1, not 20"
+    matched = tuple(dataclasses.replace(s, num_held_matched=20) for s in enough)
+    assert no_attack(dataclasses.replace(found, shard_memberships=matched), 0) == "losses that are not numbers"
+    earlier = tuple(dataclasses.replace(s, num_held_matched=None) for s in enough)
+    assert no_attack(dataclasses.replace(found, shard_memberships=earlier, test=few), 0) == (
+        "too few test samples to attack: 39, not 40"
+    )
+
+
+def test_an_evaluation_of_an_earlier_version_is_read_and_shown(story: Story) -> None:
+    """Its attacks were against test samples of all classes, and it does not say how many could be matched."""
+    made = next(e for e in story.run.evaluations() if e.ensemble_membership is not None)
+    fields = TypeAdapter(Evaluation).dump_python(made, mode="json")
+    fields["measured_at"] = now()  # the page shows the last of an ensemble
+    del fields["num_matched"]
+    for shard in fields["shard_memberships"]:
+        del shard["num_held_matched"]
+    attacks = [fields["ensemble_membership"], *(s[of] for s in fields["shard_memberships"] for of in ("held", "whole"))]
+    for attack in attacks:
+        if attack is not None:
+            del attack["unmatched"], attack["num_left_out"]
+    content = seal(json.dumps(fields, indent=1).encode())
+    path = measurement("evaluation", made.head, content)
+    story.run.store.create(path, content)
+    earlier = read_evaluation(story.run.store, path)
+    assert earlier.num_matched is None and earlier.ensemble_membership.unmatched is None
+    assert "against all classes" not in evaluated(earlier, with_roc=False, is_repeatable=True).text
+    assert "members, against all classes" in Page(render(make_page(story.run))).text
+    story.run.store.delete([path])
 
 
 def test_requests_of_one_batch_are_counted_once(tmp_path: Path) -> None:
