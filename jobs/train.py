@@ -5,7 +5,7 @@
     python jobs/train.py --config CONFIG.yaml --runner local    # a laptop, in one process
 
 Takes the options of `ray-sisa train` as well. `storage_path` must be what every node reaches: a URI or a shared folder.
-Where another driver has the run it waits two minutes (`--wait`): one that died has it until its lease ends.
+Where another driver has the run it waits for as long as a lease lasts (`--wait`): one that died has it no longer.
 """
 
 import argparse
@@ -25,4 +25,4 @@ parser.add_argument("--config", required=True, help="a YAML file")
 
 if __name__ == "__main__":
     known, others = parser.parse_known_args()
-    main(["train", known.config, "--wait", "120", *others])
+    main(["train", known.config, *others])

@@ -5,8 +5,8 @@
 
     python jobs/unlearn.py --run RUN --runner local    # a laptop, in one process
 
-Takes the options of `ray-sisa unlearn` as well. RUN is storage_path/name. Where another driver has the run it waits two
-minutes (`--wait`): one that died has it until its lease ends.
+Takes the options of `ray-sisa unlearn` as well. RUN is storage_path/name. Where another driver has the run it waits for
+as long as a lease lasts (`--wait`): one that died has it no longer.
 """
 
 import argparse
@@ -26,4 +26,4 @@ parser.add_argument("--run", required=True, help="storage_path/name, a folder or
 
 if __name__ == "__main__":
     known, others = parser.parse_known_args()
-    main(["unlearn", known.run, "--wait", "120", *others])
+    main(["unlearn", known.run, *others])

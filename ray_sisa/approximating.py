@@ -46,7 +46,7 @@ class Approximating:
     stage: Stage
     forget: tuple[str, ...]
     device: str
-    wait_s: float
+    wait_s: float | None
     """How long a commit waits for another process that works on the run."""
 
 
@@ -57,7 +57,7 @@ def approximate_all(
     forget: Sequence[str],
     methods: Sequence[AnyMethod],
     runner: Runner,
-    wait_s: float,
+    wait_s: float | None,
 ) -> list[Approximation]:
     """What each method makes of a stage, each a job of the runner; what is there already is found, not made."""
     work = Approximating(

@@ -6,7 +6,6 @@ or must not exist. It writes nothing; `repair` deletes what can be made again, a
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from ray_sisa.check_spending import look_at_charges
 from ray_sisa.errors import StoreError
 from ray_sisa.findings import LOOK, REPAIR, UNLEARN, Finding, Findings, is_name
 from ray_sisa.layout import CERTIFICATES, FEATURES, HEADS, LEASES, LEDGER, RUN, kind_of, numbered, stage_record
-from ray_sisa.lease import hold_lease
+from ray_sisa.lease import hold_lease, holder_of
 from ray_sisa.live import LiveSet
 from ray_sisa.records import LeaseRecord, RunRecord
 from ray_sisa.store import Store
@@ -64,14 +63,14 @@ def check(store: Store, tell: Callable[[int, int], None] = lambda done, of: None
     return replace(again, findings=tuple(finding for finding in again.findings if finding in found.findings))
 
 
-def repair(store: Store, found: Checked, wait_s: float = 0.0) -> None:
+def repair(store: Store, found: Checked, wait_s: float | None = None) -> None:
     """Deletes what a check found that can be made again, commit records first, and puts back requests from segments.
 
     A reconcile then makes again what should be there. A crash anywhere leaves less than before, and nothing wrong.
 
     Raises:
         StoreError: what should exist is not known; nothing was changed.
-        BusyError: somebody works on the run, and still does after so many seconds.
+        BusyError: somebody works on the run, and still does after so many seconds, or after what a lease lasts.
     """
     if not found.sound:
         rule = "cannot be repaired: what should be there follows from objects that are lost, damaged or another run's"
@@ -104,11 +103,10 @@ def _end_damaged_lease(store: Store, paths: Iterable[str]) -> None:
 def _holder(store: Store) -> str | None:
     """Who works on the run, if anybody does."""
     try:
-        numbers = store.numbers(LEASES)
-        lease = store.find_record(numbered(LEASES, numbers[-1]), LeaseRecord) if numbers else None
+        lease = holder_of(store)
     except StoreError:
         return None  # a damaged lease is a finding
-    return lease.holder if lease and lease.expires_at > time.time() else None
+    return lease.holder if lease else None
 
 
 def _look(store: Store, tell: Callable[[int, int], None]) -> Checked:

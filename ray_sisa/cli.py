@@ -80,7 +80,7 @@ def train(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Configuration of the run.")],
     overrides: Set = None,
     runner: RunnerOption = _Runner.ray,
-    wait: Wait = 0.0,
+    wait: Wait = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> Answer:
@@ -117,7 +117,7 @@ def unlearn(
     run: RunUri,
     overrides: SetScaling = None,
     runner: RunnerOption = _Runner.ray,
-    wait: Wait = 0.0,
+    wait: Wait = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> Answer:
@@ -228,7 +228,7 @@ def check(
     ] = False,
     overrides: SetScaling = None,
     runner: RunnerOption = _Runner.ray,
-    wait: Wait = 0.0,
+    wait: Wait = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> Answer:

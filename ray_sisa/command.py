@@ -66,7 +66,15 @@ SetScaling = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a field of scaling for this command. Repeatable."),
 ]
 
-Wait = Annotated[float, typer.Option("--wait", min=0, metavar="SECONDS", help="Wait so long for another process.")]
+Wait = Annotated[
+    float | None,
+    typer.Option(
+        "--wait",
+        min=0,
+        metavar="SECONDS",
+        help="Wait so long for another process that works on the run; by default, as long as the lease of a dead one.",
+    ),
+]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a field: recipe.seed=1. Repeatable.")
 ]

@@ -1,7 +1,8 @@
 """One reconcile at a time: a lease with an expiry, renewed by a heartbeat, built on conditional create alone.
 
-Lease n+1 may be created by anyone once lease n has expired, and by its holder before that. The holder with the highest
-number has the run; a holder that was paused finds a higher number when it looks, and stops.
+Lease n+1 may be created by anyone once lease n has expired or its holder is provably dead, and by its holder before
+that. The holder with the highest number has the run; a holder that was paused, or a worker that outlived its driver,
+finds a higher number when it looks, and stops.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ from contextlib import contextmanager
 
 from ray_sisa.errors import BusyError, StoreError
 from ray_sisa.layout import LEASES, UNREACHABLE, numbered
+from ray_sisa.process import is_gone, this_process
 from ray_sisa.records import LeaseRecord
 from ray_sisa.store import Store
 
 logger = logging.getLogger(__name__)
 
 NUM_LOOKS, LOOK_S = 20, 0.1
-DURATION_S = float(os.environ.get("RAY_SISA_LEASE_S", "30"))  # how long a dead holder blocks the next
+DURATION_S = float(os.environ.get("RAY_SISA_LEASE_S", "30"))  # how long a holder that falls silent has the run
+PATIENCE = 1.2  # leases that the next one waits for it, unless told otherwise: clocks differ
 
 
 class Lease:
@@ -62,7 +65,7 @@ class Lease:
         self._released.set()
         self._heart.join()
         # An expired record takes its place: numbers only grow, so a paused holder can always tell that it lost.
-        record = _next(self._record.number, self._record.holder, -math.inf)
+        record = _next(self._record, -math.inf)
         try:
             if self._store.create(numbered(LEASES, record.number), record.to_bytes()):
                 self._store.delete([numbered(LEASES, self._record.number)])
@@ -72,7 +75,7 @@ class Lease:
 
     def _beat(self) -> None:
         while not self._released.wait(self._duration_s / 3):
-            record = _next(self._record.number, self._record.holder, self._duration_s)
+            record = _next(self._record, self._duration_s)
             try:
                 if not self._store.create(numbered(LEASES, record.number), record.to_bytes()):
                     there = self._store.find_record(numbered(LEASES, record.number), LeaseRecord)
@@ -95,8 +98,7 @@ def is_held(store: Store, record: LeaseRecord) -> bool:
         StoreError: this store does not know of that lease at all.
     """
     for _ in range(NUM_LOOKS):
-        numbers = store.numbers(LEASES)
-        latest = store.find_record(numbered(LEASES, numbers[-1]), LeaseRecord) if numbers else None
+        _, latest = _latest(store)
         if latest is not None and latest.number >= record.number:
             return latest.holder == record.holder
         time.sleep(LOOK_S)  # a listing may fall between the making of a lease and the deletion of the one before
@@ -104,19 +106,30 @@ def is_held(store: Store, record: LeaseRecord) -> bool:
     raise StoreError("storage_path", store.where(""), rule, UNREACHABLE)
 
 
+def holder_of(store: Store) -> LeaseRecord | None:
+    """The lease of whoever works on the run; None if nobody does.
+
+    Raises:
+        StoreError: the lease is damaged, or cannot be read.
+    """
+    _, latest = _latest(store)
+    return None if latest is None or _is_over(latest) else latest
+
+
 @contextmanager
-def hold_lease(store: Store, *, wait_s: float = 0.0, duration_s: float = DURATION_S) -> Iterator[Lease]:
+def hold_lease(store: Store, *, wait_s: float | None = None, duration_s: float = DURATION_S) -> Iterator[Lease]:
     """Holds the run for the length of the block.
 
     Args:
         store: of the run.
-        wait_s: how long to wait for another holder, in seconds.
+        wait_s: how long to wait for another holder, in seconds; None is a little longer than a lease lasts, so that
+            one that has died is waited for, wherever it was.
         duration_s: how long a holder that falls silent keeps the run, in seconds.
 
     Raises:
         BusyError: another process still holds it after the wait; the error says which.
     """
-    lease = _take(store, wait_s, duration_s)
+    lease = _take(store, PATIENCE * duration_s if wait_s is None else wait_s, duration_s)
     try:
         yield lease
     finally:
@@ -125,24 +138,49 @@ def hold_lease(store: Store, *, wait_s: float = 0.0, duration_s: float = DURATIO
 
 def _take(store: Store, wait_s: float, duration_s: float) -> Lease:
     holder = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
+    mine = LeaseRecord(number=0, holder=holder, expires_at=0.0, process=this_process())
     deadline = time.monotonic() + wait_s
+    is_told = wait_s == 0
     while True:
-        numbers = store.numbers(LEASES)
-        latest = store.find_record(numbered(LEASES, numbers[-1]), LeaseRecord) if numbers else None
-        if latest is None or latest.expires_at < time.time():
-            record = _next(numbers[-1] if numbers else 0, holder, duration_s)
+        numbers, latest = _latest(store)
+        if latest is None or _is_over(latest):
+            record = _next(mine.model_copy(update={"number": numbers[-1] if numbers else 0}), duration_s)
             if store.create(numbered(LEASES, record.number), record.to_bytes()):
                 if store.numbers(LEASES)[-1] == record.number:
                     store.delete(numbered(LEASES, n) for n in numbers)
+                    if latest is not None and _left_s(latest) > 0:
+                        logger.warning("%s has died on this machine: its lease is taken over at once", latest.holder)
                     return Lease(store, record, duration_s)
                 # Others have had this number, and given it back, since the look at what there is.
                 store.delete([numbered(LEASES, record.number)])
         elif time.monotonic() >= deadline:
-            left = latest.expires_at - time.time()
-            rule = f"is working on this run (its lease ends in {left:.0f} s unless it is renewed)"
+            rule = f"is working on this run (its lease ends in {_left_s(latest):.0f} s unless it is renewed)"
             raise BusyError("lease", latest.holder, rule, "Wait for it to end, or pass --wait SECONDS")
+        elif not is_told:
+            logger.warning(
+                "waiting up to %g s for %s, which works on this run (its lease ends in %d s unless it is renewed)",
+                wait_s,
+                latest.holder,
+                _left_s(latest),
+            )
+            is_told = True
         time.sleep(min(0.2, duration_s / 10))
 
 
-def _next(number: int, holder: str, duration_s: float) -> LeaseRecord:
-    return LeaseRecord(number=number + 1, holder=holder, expires_at=max(0.0, time.time() + duration_s))
+def _latest(store: Store) -> tuple[list[int], LeaseRecord | None]:
+    """Numbers of all leases there are, and the last one."""
+    numbers = store.numbers(LEASES)
+    return numbers, store.find_record(numbered(LEASES, numbers[-1]), LeaseRecord) if numbers else None
+
+
+def _is_over(lease: LeaseRecord) -> bool:
+    return _left_s(lease) < 0 or (lease.process is not None and is_gone(lease.process))
+
+
+def _left_s(lease: LeaseRecord) -> float:
+    return lease.expires_at - time.time()
+
+
+def _next(lease: LeaseRecord, duration_s: float) -> LeaseRecord:
+    ends = max(0.0, time.time() + duration_s)
+    return lease.model_copy(update={"number": lease.number + 1, "expires_at": ends})

@@ -80,7 +80,7 @@ class Reconciler:
         self._purged = 0
         self._trained: list[StageRecord] = []
 
-    def run(self, open_runner: OpenRunner, wait_s: float = 0.0) -> Reconciliation:
+    def run(self, open_runner: OpenRunner, wait_s: float | None = None) -> Reconciliation:
         """Runs all steps; `open_runner` is called only if a stage is missing.
 
         Raises:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ray_sisa.approximate.methods import Method
 from ray_sisa.config import RunConfig, TrainingRecipe
@@ -288,6 +288,19 @@ class Certificate(StoredRecord):
         return numbered(CERTIFICATES, self.request)
 
 
+class ProcessRecord(StoredRecord):
+    """A process, told from all others that ever ran: see `process`."""
+
+    host: str
+    boot: str
+    """Id that the kernel drew when the machine started."""
+    namespaces: str
+    """Of process ids and of time: a container has its own."""
+    pid: Annotated[int, Field(gt=0, lt=1 << 31)]
+    started: int
+    """Clock ticks from the start of the machine to that of the process."""
+
+
 class LeaseRecord(StoredRecord):
     """lease/<n>.json: who reconciles, until when."""
 
@@ -295,6 +308,8 @@ class LeaseRecord(StoredRecord):
     holder: str
     expires_at: float
     """Seconds since the epoch."""
+    process: ProcessRecord | None = None
+    """Of the holder, so that the next one need not wait for a dead one; None where the system does not tell."""
 
     @property
     def path(self) -> str:

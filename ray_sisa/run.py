@@ -97,14 +97,15 @@ class Run:
         *,
         runner: RunnerName | Runner = "ray",
         tell: Callable[[Event], None] = lambda event: None,
-        wait_s: float = 0.0,
+        wait_s: float | None = None,
     ) -> Reconciliation:
         """Trains what is missing; a second time, or after a crash, goes on where the store says.
 
         Args:
             runner: `ray`, `local` for this process, or a runner that is open and stays so.
             tell: hears of every epoch and every committed stage.
-            wait_s: how long to wait for another process that works on the run, in seconds.
+            wait_s: how long to wait for another process that works on the run, in seconds; None is as long as a lease
+                lasts, which is what one that has died has it for, at most.
 
         Raises:
             BusyError, ResourcesError, StoreError, TrainingError: what was committed stays.
@@ -234,7 +235,7 @@ class Run:
         forget: ids.Ids = (),
         subjects: ids.Ids = (),
         runner: RunnerName | Runner = "ray",
-        wait_s: float = 60.0,
+        wait_s: float | None = 60.0,
     ) -> Approximation:
         """A model that an approximate method made of the run's one model; the same call again finds it.
 
@@ -260,7 +261,7 @@ class Run:
         forget: ids.Ids = (),
         subjects: ids.Ids = (),
         runner: RunnerName | Runner = "ray",
-        wait_s: float = 60.0,
+        wait_s: float | None = 60.0,
     ) -> list[Approximation]:
         """What several methods make of the run's one model, side by side: see `approximate`."""
         from ray_sisa.approximating import approximate_all  # needs torch
@@ -358,7 +359,7 @@ class Run:
         *,
         runner: RunnerName | Runner = "ray",
         tell: Callable[[Event], None] = lambda event: None,
-        wait_s: float = 0.0,
+        wait_s: float | None = None,
     ) -> None:
         """Deletes what a check found removable, and makes again what should be there.
 

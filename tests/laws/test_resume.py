@@ -185,7 +185,7 @@ def test_a_second_reconcile_says_who_holds_the_run(copied: Callable[..., Run]) -
 
     def intrude(event: Event) -> None:
         with pytest.raises(BusyError, match="is working on this run") as refused:
-            Run.open(run.store.uri).unlearn(runner="local")
+            Run.open(run.store.uri).unlearn(runner="local", wait_s=0)
         refusals.append(refused.value.value)
 
     run.unlearn(runner="local", tell=intrude)

@@ -41,10 +41,16 @@ def objects(run: Run) -> set[str]:
 
 
 def command(verb: str, run: Run, **environment: str) -> subprocess.Popen[str]:
+    arguments = ("-m", "ray_sisa.cli", verb, run.store.uri, "--runner", "local", "--quiet")
+    return python(*arguments, **{"RAY_SISA_LEASE_S": LEASE_S} | environment)
+
+
+def python(*arguments: str, **environment: str) -> subprocess.Popen[str]:
     paths = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
     return subprocess.Popen(
-        [sys.executable, "-m", "ray_sisa.cli", verb, run.store.uri, "--runner", "local", "--quiet"],
-        env=os.environ | {"RAY_SISA_LEASE_S": LEASE_S, "PYTHONPATH": paths} | environment,
+        [sys.executable, *arguments],
+        env=os.environ | {"PYTHONPATH": paths} | environment,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -61,6 +67,53 @@ def stopped(point: str, run: Run) -> Iterator[subprocess.Popen[str]]:
     finally:
         process.kill()
         process.communicate()
+
+
+# A driver whose workers are processes of their own, as on Ray, told on standard output what the first one is to do.
+DRIVER = """
+import base64, pickle, sys
+from ray_sisa.engine.local_runner import LocalRunner
+from ray_sisa.run import Run
+
+class Elsewhere(LocalRunner):
+    def start(self, work):
+        print(base64.b64encode(pickle.dumps(work)).decode(), flush=True)
+        sys.stdin.read()
+
+Run.open(sys.argv[1]).unlearn(runner=Elsewhere())
+"""
+WORKER = """
+import base64, pickle, sys
+from ray_sisa.engine.worker import train_chain
+
+events = train_chain(pickle.loads(base64.b64decode(sys.argv[1])))
+print(type(next(events)).__name__, flush=True)
+sys.stdin.readline()
+print(*[type(event).__name__ for event in events], "and no more")
+"""
+
+
+@contextmanager
+def worker_of_the_dead(run: Run) -> Iterator[subprocess.Popen[str]]:
+    """A worker that is within a stage, waiting for a line to go on, and whose driver has been killed."""
+    with script(DRIVER, run.store.uri, RAY_SISA_LEASE_S="600") as driver:
+        assert driver.stdout
+        work = driver.stdout.readline().strip()
+        with script(WORKER, work) as worker:
+            assert worker.stdout
+            assert worker.stdout.readline() == "EpochDone\n"
+            driver.kill()
+            driver.wait()
+            yield worker
+
+
+@contextmanager
+def script(code: str, argument: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    with python("-c", code, argument, **environment) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -90,14 +143,32 @@ def test_a_paused_driver_commits_nothing_that_counts(
     assert [certificate.request for certificate in run.certificates()] == [1, 2]
 
 
-def test_a_dead_holder_is_waited_for_no_longer_than_its_lease(copied: Callable[..., Run]) -> None:
+def test_a_dead_holder_is_not_waited_for(copied: Callable[..., Run]) -> None:
     run = copied()
     run.forget(samples=run.sample_ids(0, 1)[:1])
-    killed = command("unlearn", run, RAY_SISA_CRASH_AT="before create certificates")
+    killed = command("unlearn", run, RAY_SISA_CRASH_AT="before create certificates", RAY_SISA_LEASE_S="600")
     killed.communicate(timeout=60)
     assert killed.returncode == -signal.SIGKILL
-    done = run.unlearn(runner="local", wait_s=60)
+    done = run.unlearn(runner="local", wait_s=0)
     assert (done.requests, done.stages_trained) == ((1,), 0)
+
+
+def test_a_worker_that_outlives_its_driver_writes_nothing_that_counts(
+    samples: Samples, copied: Callable[..., Run], from_scratch: Callable[[Samples, str], Run]
+) -> None:
+    """The driver dies with most of its lease to go and is taken over at once, while its worker is within a stage."""
+    run = copied()
+    first, second = run.sample_ids(0, 1)[:2]
+    run.forget(samples=[first])
+    with worker_of_the_dead(run) as worker:
+        run.forget(samples=[second])
+        run.unlearn(runner="local", wait_s=0)
+        served, wanted = run.ensemble().constituents, objects(run)
+        out, err = worker.communicate("\n", timeout=60)
+    assert (worker.returncode, "StageDone" in out, out.endswith("and no more\n")) == (0, False, True), (out, err)
+    assert (run.ensemble().constituents, objects(run)) == (served, wanted)
+    assert run.check().ok
+    assert_same_models(run, from_scratch(without(samples, [first, second]), "mlp"))
 
 
 def test_the_second_says_who_has_it_or_waits(copied: Callable[..., Run]) -> None:

@@ -16,6 +16,7 @@ import pytest
 from ray_sisa.errors import BusyError
 from ray_sisa.layout import numbered
 from ray_sisa.lease import hold_lease
+from ray_sisa.process import this_process
 from ray_sisa.records import LeaseRecord
 from ray_sisa.store import Store
 
@@ -40,7 +41,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def test_a_second_holder_is_refused_and_told_who_has_it(store: Store) -> None:
     with hold_lease(store, duration_s=LONG_S) as lease:
-        with pytest.raises(BusyError) as caught, hold_lease(Store(store.uri)):
+        with pytest.raises(BusyError) as caught, hold_lease(Store(store.uri), wait_s=0):
             raise AssertionError("both hold it")
         assert caught.value.value == latest(store).holder
         assert f"/{os.getpid()}/" in caught.value.value
@@ -76,10 +77,20 @@ def test_an_expired_lease_is_taken_at_once(store: Store, expired_s: float) -> No
 
 def test_a_dead_holder_blocks_until_its_lease_ends(store: Store) -> None:
     put_lease(store, 1, "a dead one", 0.3)
-    with pytest.raises(BusyError, match="a dead one"), hold_lease(store):
+    with pytest.raises(BusyError, match="a dead one"), hold_lease(store, wait_s=0):
         pass
-    with hold_lease(store, wait_s=60, duration_s=LONG_S):
+    with hold_lease(store, duration_s=LONG_S):
         assert latest(store).number == 2
+
+
+def test_by_default_a_silent_holder_is_waited_for_until_its_lease_must_have_ended(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    put_lease(store, 1, "a far one", 0.5)
+    with hold_lease(store, duration_s=0.5) as lease:
+        lease.check()
+    (told,) = caplog.messages
+    assert told.startswith("waiting up to 0.6 s for a far one, which works on this run (its lease ends in 0 s")
 
 
 def test_waiting_has_an_end(store: Store) -> None:
@@ -111,7 +122,7 @@ def test_the_heart_keeps_it(store: Store) -> None:
         assert latest(store).holder == first.holder
         assert latest(store).expires_at > first.expires_at
         lease.check()
-        with pytest.raises(BusyError), hold_lease(store):
+        with pytest.raises(BusyError), hold_lease(store, wait_s=0):
             pass
     wait_until(lambda: len(store.numbers("lease")) == 1)
 
@@ -128,7 +139,7 @@ def test_an_overtaken_holder_does_not_release_the_lease_of_another(store: Store,
     with hold_lease(store, duration_s=LONG_S):
         put_lease(store, latest(store).number + ahead, "the next one", LONG_S)
     assert latest(store).holder == "the next one"
-    with pytest.raises(BusyError, match="the next one"), hold_lease(store):
+    with pytest.raises(BusyError, match="the next one"), hold_lease(store, wait_s=0):
         pass
 
 
@@ -161,7 +172,7 @@ from ray_sisa.errors import BusyError
 from ray_sisa.lease import hold_lease
 from ray_sisa.store import Store
 
-with hold_lease(Store(sys.argv[1]), duration_s=1.0) as lease:
+with hold_lease(Store(sys.argv[1]), duration_s=float(sys.argv[2])) as lease:
     lease.check()
     print("held", flush=True)
     sys.stdin.readline()
@@ -176,7 +187,7 @@ with hold_lease(Store(sys.argv[1]), duration_s=1.0) as lease:
 def test_a_holder_that_was_stopped_finds_out(store: Store) -> None:
     """SIGSTOP for longer than the lease, then SIGCONT: a real process, and the lease is taken meanwhile."""
     with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, store.uri], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLDER, store.uri, "1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as holder:
         assert holder.stdin
         assert holder.stdout
@@ -200,12 +211,28 @@ def test_a_holder_that_was_stopped_finds_out(store: Store) -> None:
             holder.kill()
 
 
-def test_a_holder_that_is_killed_frees_it_in_time(store: Store) -> None:
+def test_a_holder_that_is_killed_here_frees_it_at_once(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, store.uri], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLDER, store.uri, str(LONG_S)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as holder:
         assert holder.stdout
         assert holder.stdout.readline() == "held\n"
         holder.kill()
-    with hold_lease(Store(store.uri), wait_s=60, duration_s=LONG_S) as lease:
+    dead = latest(store)
+    with hold_lease(Store(store.uri), wait_s=0, duration_s=LONG_S) as lease:
         lease.check()
+        assert latest(store).number == dead.number + 1
+    assert caplog.messages == [f"{dead.holder} has died on this machine: its lease is taken over at once"]
+
+
+def test_a_holder_that_died_elsewhere_has_it_in_time(store: Store) -> None:
+    """Its process is gone here too: what tells is where it was."""
+    with subprocess.Popen([sys.executable, "-c", "pass"]) as gone:
+        gone.wait()
+    mine = this_process()
+    assert mine
+    elsewhere = mine.model_copy(update={"boot": "another", "pid": gone.pid})
+    record = LeaseRecord(number=1, holder="a far one", expires_at=time.time() + LONG_S, process=elsewhere)
+    assert store.create(record.path, record.to_bytes())
+    with pytest.raises(BusyError, match="a far one"), hold_lease(store, wait_s=0):
+        pass

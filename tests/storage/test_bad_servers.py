@@ -274,7 +274,7 @@ def test_an_outage_longer_than_the_lease(proxy: FaultProxy, server: SeaweedFS) -
         proxy.faults = Faults()
         lease.check()
         programs.wait_until(lambda: lease.record.expires_at > time.time())  # it is renewed
-        with pytest.raises(BusyError), hold_lease(Store(path)):
+        with pytest.raises(BusyError), hold_lease(Store(path), wait_s=0):
             pass
         lease.check()
 
@@ -295,5 +295,5 @@ def test_the_server_is_away_while_nobody_else_can_take_the_lease(proxy: FaultPro
     """No answer is not the same as no lease: nobody takes a run that it cannot see."""
     store = Store(f"s3://runs/x?endpoint_override={proxy.endpoint[7:]}&scheme=http")
     proxy.faults = Faults(error=1)
-    with pytest.raises(StoreError, match="cannot list it"), hold_lease(store):
+    with pytest.raises(StoreError, match="cannot list it"), hold_lease(store, wait_s=0):
         raise AssertionError("it was taken")
