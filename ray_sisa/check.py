@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from ray_sisa.check_models import Models
 from ray_sisa.check_records import Records, in_segments
 from ray_sisa.check_spending import look_at_charges
 from ray_sisa.errors import StoreError
 from ray_sisa.findings import LOOK, REPAIR, UNLEARN, Finding, Findings, is_name
-from ray_sisa.layout import CERTIFICATES, FEATURES, HEADS, LEASES, LEDGER, RUN, kind_of, numbered, stage_record
+from ray_sisa.layout import CERTIFICATES, HEADS, LEASES, LEDGER, PROBES, RUN, kind_of, numbered, stage_record
 from ray_sisa.lease import hold_lease, holder_of
 from ray_sisa.live import LiveSet
 from ray_sisa.records import LeaseRecord, RunRecord
@@ -156,6 +155,9 @@ def _whole_run(store: Store, found: Findings) -> bool:
 
 def _strangers(store: Store, found: Findings, sound: bool) -> None:
     """Objects that nothing accounts for."""
+    if probes := {path for path in found.sizes if kind_of(path) == PROBES and is_name(path)}:
+        found.seen |= probes
+        found.note(f"{len(probes)} probe(s), of processes at work or killed: {UNLEARN}")
     for path in sorted(found.sizes.keys() - found.seen):
         if not is_name(path):
             found.add(path, "is no object of a run", repairable=False, meaning="nothing reads it", remedy=LOOK)
@@ -164,8 +166,5 @@ def _strangers(store: Store, found: Findings, sound: bool) -> None:
             remedy = f"{REPAIR}: it is removed" if sound else AGREE
             problem, meaning = "is not used by the run", "a process that lost a race may have left it"
             found.add(path, problem, repairable=sound, meaning=meaning, remedy=remedy)
-    if store.is_local:
-        # Only where a reconcile sweeps them: what is being written elsewhere may be anybody's.
-        parts = [path for folder in (FEATURES, "slices", "stages") for path in Path(store.uri, folder).rglob("*#*")]
-        if parts:
-            found.note(f"{len(parts)} unfinished file(s), of processes at work or killed: {UNLEARN}")
+    if parts := store.unfinished():
+        found.note(f"{len(parts)} unfinished file(s), of processes at work or killed: {UNLEARN}")

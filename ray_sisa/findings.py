@@ -78,7 +78,7 @@ _NAMES = re.compile(
     r"stages/[0-9a-f]{64}/(weights\.safetensors|stage\.json|partial/\d{8}\.(safetensors|json)|"
     r"approximate/[0-9a-f]{64}\.(safetensors|json))|"
     r"spent/[0-9a-f]{64}/\d{8}\.json|"
-    r"(ledger|heads|certificates|lease)/\d{8}\.json|segments/\d{8}\.jsonl|reports/[^/]+"
+    r"(ledger|heads|certificates|lease)/\d{8}\.json|segments/\d{8}\.jsonl|reports/[^/]+|probes/[0-9a-f]{32}"
 )
 
 

@@ -40,7 +40,9 @@ def ingest(store: Store, config: RunConfig, dataset: Dataset) -> RunRecord:
         ConfigError: more places than subjects, a placement that needs deletion probabilities which the data do not
             have, or a recipe that does not fit the data.
         DataError: no subject's deletion probability is above 0, and the placement depends on them.
+        StoreError: the store cannot be written, or would let others create the same objects.
     """
+    store.prove()
     config = _resolved(config)
     _check_enough(config, dataset.train)
     places = place(config.placement, dataset.train.subjects, dataset.deletion_probabilities)

@@ -17,6 +17,7 @@
     lease/<n>.json                      who reconciles
     spent/<stage key>/<n>.json          privacy that training the stage spends, its n-th charge; never removed
     reports/<name>                      what was measured
+    probes/<random>                     made twice to see whether the store refuses that; removed at once
 
 Paths only: nothing here reads or writes.
 """
@@ -32,6 +33,7 @@ from ray_sisa.digests import digest_bytes
 RUN = "run.json"
 LEDGER, SEGMENTS, HEADS, CERTIFICATES = "ledger", "segments", "heads", "certificates"
 LEASES, REPORTS, FEATURES, SPENT = "lease", "reports", "features", "spent"
+PROBES = "probes"
 DIGITS = 8  # numbered objects sort by name
 NUMBERED = re.compile(r"(\d+)\.jsonl?")
 BACKUP = "Restore it from a backup"
@@ -153,6 +155,11 @@ def measurement(kind: str, head: int, content: bytes) -> str:
 def charges(key: str) -> str:
     """Folder of the charges of a stage: not in the stage's own, since they outlive it."""
     return f"{SPENT}/{key}"
+
+
+def probe(name: str) -> str:
+    """What a process makes twice: see `probe.py`."""
+    return f"{PROBES}/{name}"
 
 
 def kind_of(path: str) -> str:

@@ -37,7 +37,7 @@ _PROCESSES: set[int] = set()  # that have used a server: a fork inherits what it
 # What will be the same the next time, though the library has no other name for it.
 FOR_GOOD = re.compile(
     r"builder error|NoSuchBucket|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|"
-    r"status code: (3\d\d|40[0-7]|41\d)|not found in the environment|no credentials",
+    r"status code: (3\d\d|40[0-7]|41\d|501)|not found in the environment|no credentials",
     re.IGNORECASE,
 )
 # No credentials were given, and none came from the machine's role.
@@ -49,6 +49,7 @@ REMEDIES = {
     r"AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|status code: 40[13]": (
         "Check the credentials: they must be valid, and allow to get, put, list and delete objects there"
     ),
+    "status code: 501": "Use a server that knows conditional writes (`If-None-Match`): docs/operations.md, Storage",
     r"No space left|quota|File too large": "Free some space, then run the same command again",
     r"Permission denied|Read-only file system": "Let this user read and write there, then run the same command again",
     r"Not a directory|File exists": "A file is in the way: choose another storage_path, or move the file",

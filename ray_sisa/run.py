@@ -266,6 +266,7 @@ class Run:
         """What several methods make of the run's one model, side by side: see `approximate`."""
         from ray_sisa.approximating import approximate_all  # needs torch
 
+        self.store.prove()  # before hours of work, not at its commit
         ledger = self.ledger()
         stage = approximations.the_one_stage(self.store, self.record, self.live, ledger)
         found = self.locate(samples=forget, subjects=subjects)

@@ -19,7 +19,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from pydantic import ValidationError
 
-from ray_sisa import location
+from ray_sisa import location, probe
 from ray_sisa.digests import unseal
 from ray_sisa.errors import StoreError
 from ray_sisa.layout import (
@@ -27,6 +27,7 @@ from ray_sisa.layout import (
     DIGITS,
     FEATURES,
     NUMBERED,
+    PROBES,
     damaged,
     kind_of,
     slice_object,
@@ -43,7 +44,9 @@ Result = TypeVar("Result")
 
 NUM_READERS = 16  # requests to a server at a time
 SMALL, MAX_PIECE = 5 << 20, 4 << 30  # bytes
+OLD_S = 3600.0  # far longer than a probe takes
 PAUSE_S = 0.5  # between two requests to a server that fails
+_PROVEN: set[str] = set()  # stores that refuse to create what is there, as far as this process has tried
 
 
 class Store:
@@ -105,7 +108,24 @@ class Store:
         """Writes an object unless one of that name is there; False then. Of several writers, one gets True.
 
         Where the reply to a write is lost it is written again, and finds itself: equal bytes are this very write.
+
+        Raises:
+            StoreError: it cannot be written, or the store would let others create it too.
         """
+        self.prove()
+        return self._create(path, data)
+
+    def prove(self) -> None:
+        """Passes where the store refuses to create what is there, which a process tries once: see `probe`.
+
+        Raises:
+            StoreError: it does not refuse.
+        """
+        if self.uri not in _PROVEN:
+            probe.prove(self, self._create)
+            _PROVEN.add(self.uri)
+
+    def _create(self, path: str, data: bytes) -> bool:
         deadline = time.monotonic() + location.TIMEOUT_S
         while True:
             try:
@@ -153,12 +173,19 @@ class Store:
                 self._insist("delete", path, partial(obstore.delete, self._writable(), path))
 
     def sweep_unfinished(self) -> None:
-        """Removes what processes killed within a put left of samples and weights: local files that no listing shows."""
-        if self.is_local:
-            for folder in (FEATURES, "slices", "stages"):
-                for path in Path(self.uri, folder).rglob("*#*"):
-                    name = path.relative_to(self.uri).as_posix()
-                    self._insist("delete", name, partial(path.unlink, missing_ok=True))
+        """Removes what processes killed within a write left: probes, and local files that no listing shows."""
+        self.delete(self.sizes(PROBES))
+        for path in self.unfinished():
+            name = path.relative_to(self.uri).as_posix()
+            self._insist("delete", name, partial(path.unlink, missing_ok=True))
+
+    def unfinished(self) -> list[Path]:
+        """Local files of samples, weights and probes that processes, at work or killed, have begun to write."""
+        if not self.is_local:
+            return []
+        inside = [path for folder in (FEATURES, "slices", "stages") for path in Path(self.uri, folder).rglob("*#*")]
+        # Whoever takes a request probes without the lease: what is being written now is not to be swept.
+        return inside + [path for path in Path(self.uri, PROBES).glob("*#*") if _age_s(path) > OLD_S]
 
     def numbers(self, folder: str, after: int = 0) -> list[int]:
         """Numbers, above `after`, of the objects of a numbered series, ascending."""
@@ -297,6 +324,14 @@ class Store:
     def _failed(self, verb: str, path: str, error: Exception) -> StoreError:
         where = self.where(path) if path else without_options(self.uri)
         return StoreError(where, "", f"cannot {verb} it: {location.reason(error)}", location.remedy(error))
+
+
+def _age_s(path: Path) -> float:
+    """For how many seconds a file has been as it is; 0 where it is gone."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _sync(place: Path) -> None:

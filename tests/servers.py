@@ -20,12 +20,17 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple, Self
+
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 
 HOST = "127.0.0.1"
 # Four ports a server. Each is used again + 10000 (gRPC): all lie below 32768, where Linux gives out none by itself.
@@ -235,6 +240,14 @@ class FaultProxy:
             self._faults, self._left = faults, faults.limit
             self._changed.notify_all()
 
+    def headers(self, method: str, path: str, headers: list[tuple[str, str]], body: bytes) -> list[tuple[str, str]]:
+        """The headers of a request as they are passed on: unchanged."""
+        return headers
+
+    def refuses(self, headers: Iterable[str]) -> bool:
+        """Whether a request with these headers is answered with 501."""
+        return False
+
     def wait(self, faults: Faults, seconds: float | None = None) -> None:
         """Returns after so many seconds, or when the faults are no longer these."""
         with self._changed:
@@ -255,6 +268,32 @@ class FaultProxy:
             return "", point, faults
 
 
+class Gateway(FaultProxy):
+    """A relay that signs each request anew with the server's keys, as gateways do, and drops or refuses some headers.
+
+    A client signs `If-None-Match` with the rest, so it could not be dropped from a request that keeps its signature.
+
+    Attributes:
+        dropped: headers dropped, by name in lower case.
+    """
+
+    def __init__(self, server: SeaweedFS, *, drops: Iterable[str] = (), refuses: Iterable[str] = ()) -> None:
+        super().__init__(server.address)
+        self._keys = Credentials(server.access_key, server.secret_key)
+        self._drops, self._refuses, self.dropped = frozenset(drops), frozenset(refuses), Counter[str]()
+
+    def refuses(self, headers: Iterable[str]) -> bool:
+        return not self._refuses.isdisjoint(name.lower() for name in headers)
+
+    def headers(self, method: str, path: str, headers: list[tuple[str, str]], body: bytes) -> list[tuple[str, str]]:
+        gone = self._drops | {"authorization", "x-amz-date", "x-amz-content-sha256"}
+        self.dropped.update(name.lower() for name, _ in headers if name.lower() in self._drops)
+        kept = {name: value for name, value in headers if name.lower() not in gone}
+        request = AWSRequest(method, f"http://{kept['host']}{path}", kept, body)
+        S3SigV4Auth(self._keys, "s3", "us-east-1").add_auth(request)
+        return list(request.headers.items())
+
+
 class _Relay(BaseHTTPRequestHandler):
     """One connection of a client."""
 
@@ -273,7 +312,10 @@ class _Relay(BaseHTTPRequestHandler):
         if fault in ("hang", "drop"):
             self.close_connection = True
             return
-        reply = self.forward(body) if fault != "error" else _error(500 if point < 0.5 else 503)
+        if self.server.proxy.refuses(self.headers):
+            reply = _error(501)
+        else:
+            reply = self.forward(body) if fault != "error" else _error(500 if point < 0.5 else 503)
         self.server.proxy.wait(faults, faults.delay)
         if fault == "lose" or (fault in ("cut", "stall") and not reply.content):
             self.close_connection = True
@@ -288,7 +330,8 @@ class _Relay(BaseHTTPRequestHandler):
         """What the server behind answers."""
         with closing(http.client.HTTPConnection(*self.server.proxy.address, timeout=60)) as connection:
             connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-            for name, value in self.headers.items():
+            headers = self.server.proxy.headers(self.command, self.path, list(self.headers.items()), body)
+            for name, value in headers:
                 connection.putheader(name, value)
             connection.endheaders(body)
             response = connection.getresponse()

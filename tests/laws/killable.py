@@ -53,7 +53,7 @@ class Killable:
 
 
 def _hook(trace: Path, kill_before: int | None) -> None:
-    """Makes `Store` tell what it does, and die before write `kill_before`; those of the lease are not counted."""
+    """Makes `Store` tell what it does, and die before write `kill_before`; leases and probes are not counted."""
     from ray_sisa.store import Store
 
     find, put, create, delete = Store.find, Store.put, Store.create, Store.delete
@@ -61,7 +61,7 @@ def _hook(trace: Path, kill_before: int | None) -> None:
 
     def write(verb: str, path: str) -> None:
         nonlocal writes
-        if path.startswith("lease/"):
+        if path.startswith(("lease/", "probes/")):
             return
         if writes == kill_before:
             os.kill(os.getpid(), signal.SIGKILL)

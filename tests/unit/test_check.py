@@ -31,6 +31,7 @@ from ray_sisa.layout import (
     HEADS,
     LEASES,
     LEDGER,
+    PROBES,
     REMADE,
     RUN,
     approximation_record,
@@ -356,7 +357,7 @@ def test_a_stage_goes_record_first(run: Run, monkeypatch: pytest.MonkeyPatch) ->
 
     def noted(store: Store, paths: Iterable[str]) -> None:
         names = list(paths)
-        deleted.extend(path for path in names if kind_of(path) != LEASES)
+        deleted.extend(path for path in names if kind_of(path) not in (LEASES, PROBES))
         delete(store, names)
 
     monkeypatch.setattr(Store, "delete", noted)
