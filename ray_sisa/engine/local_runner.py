@@ -6,8 +6,8 @@ import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
-from ray_sisa.engine.driver import TICK_S
 from ray_sisa.engine.runner import Item, Result, Tell, Told, no_one, telling
+from ray_sisa.engine.turns import TICK_S
 from ray_sisa.engine.work import ChainEnded, ChainWork, Event
 from ray_sisa.engine.worker import train_chain
 
@@ -19,12 +19,15 @@ class LocalRunner:
         self._shard = -1
         self._events: Iterator[Event] | None = None
 
-    def capacity(self) -> int:
-        """One."""
-        return 1
-
     def demand(self, num_chains: int) -> None:
         """Nothing here can grow."""
+
+    def want(self, num_waiting: int) -> None:
+        """The one worker there is is this process."""
+
+    def free(self) -> int:
+        """One, unless a chain is being trained."""
+        return int(self._events is None)
 
     def start(self, work: ChainWork) -> None:
         """Makes ready; the work is done in `poll`."""

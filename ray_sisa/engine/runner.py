@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 from ray_sisa.config import Scaling
-from ray_sisa.engine.work import ChainWork, Event
+from ray_sisa.engine.work import ChainWork, Ending, Event
 
 RunnerName = Literal["ray", "local"]
 Item = TypeVar("Item")
@@ -40,19 +40,45 @@ class Placed:
         return f"process {self.pid} on node {self.node}"
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerReady:
+    """A worker came up and is free."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerLost:
+    """A worker was lost before it had anything to do; nobody's job is charged with it."""
+
+    ending: Ending
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GivenBack:
+    """What was handed to a worker goes back to those that wait: the worker had died in idleness."""
+
+    number: int
+
+
+WorkerNews = WorkerReady | WorkerLost | GivenBack | Placed
+
+
 class Runner(Protocol):
     """Where chains are trained and functions are mapped."""
-
-    def capacity(self) -> int:
-        """How many chains may be in flight now, at least 1."""
 
     def demand(self, num_chains: int) -> None:
         """Says how many chains there are to train in all, for a cluster that can grow."""
 
-    def start(self, work: ChainWork) -> None:
-        """Starts a chain; its events come from `poll`, the last of them a `ChainEnded`."""
+    def want(self, num_waiting: int) -> None:
+        """Says how many chains wait: workers are started for them, and those that start for nothing are let go."""
 
-    def poll(self, timeout_s: float) -> Sequence[Event | Placed]:
+    def free(self) -> int:
+        """How many workers could take up a chain now."""
+
+    def start(self, work: ChainWork) -> None:
+        """Hands a chain to a free worker; its events come from `poll`, the last of them a `ChainEnded`."""
+
+    def poll(self, timeout_s: float) -> Sequence[Event | WorkerNews]:
         """What happened, waiting up to `timeout_s` for something."""
 
     def stop(self, shard: int) -> None:

@@ -13,14 +13,20 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from processes import descendants
+from processes import descendants, wait_until
 
+NODES = """
+import sys
+from ray._raylet import GcsClient
+
+print(sum(node.state == 0 for node in GcsClient(address=sys.argv[1]).get_all_node_info().values()))
+"""
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
@@ -35,9 +41,10 @@ class Head:
     checkout: Path
     pid: int
 
-    def command(self, *entrypoint: str) -> list[str]:
-        """What submits a job, as the jobs say."""
-        return ["ray", "job", "submit", "--address", self.address, "--working-dir", ".", "--", "python", *entrypoint]
+    def command(self, *entrypoint: str, options: Sequence[str] = ()) -> list[str]:
+        """What submits a job, as the jobs say; `options` are those of `ray job submit`."""
+        submit = ["ray", "job", "submit", "--address", self.address, "--working-dir", ".", *options]
+        return [*submit, "--", "python", *entrypoint]
 
     def submit(self, *entrypoint: str) -> str:
         """Submits a job from the checkout, and returns its logs once it has succeeded."""
@@ -71,8 +78,8 @@ def bare_checkout(folder: Path) -> Path:
 
 
 @contextmanager
-def started_head(checkout: Path, settings: Mapping[str, str] | None = None) -> Iterator[Head]:
-    """A head of two CPUs that wants a token, for the length of the block; `settings` add to its environment."""
+def started_head(checkout: Path, settings: Mapping[str, str] | None = None, num_cpus: int = 2) -> Iterator[Head]:
+    """A head that wants a token, for the length of the block; `settings` add to its environment."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHONPATH", "RAY_"))}
     environment |= {
         "PATH": f"{BIN}{os.pathsep}{environment['PATH']}",
@@ -84,7 +91,15 @@ def started_head(checkout: Path, settings: Mapping[str, str] | None = None) -> I
     ports = _free_ports(5)
     names = ["port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port", "metrics-export-port"]
     options = [f"--{name}={port}" for name, port in zip(names, ports, strict=True)]
-    command = ["ray", "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats", f"--temp-dir={folder}"]
+    command = [
+        "ray",
+        "start",
+        "--head",
+        "--block",
+        f"--num-cpus={num_cpus}",
+        "--disable-usage-stats",
+        f"--temp-dir={folder}",
+    ]
     with (Path(folder) / "head.log").open("wb") as log:
         process = subprocess.Popen([*command, *options], env=environment, stdout=log, stderr=log, cwd=folder)
         try:
@@ -101,6 +116,30 @@ def started_head(checkout: Path, settings: Mapping[str, str] | None = None) -> I
             process.terminate()  # `--block` ends what it started, and nothing else
             process.wait(60)
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def started_node(head: Head) -> Iterator[int]:
+    """A node of one CPU that joins a head, for the length of the block: the process id of its raylet."""
+    command = ["ray", "start", "--block", "--num-cpus=1", "--disable-usage-stats", f"--address={head.gcs_address}"]
+    process = subprocess.Popen(command, env=head.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def raylets() -> list[int]:
+        return [pid for pid, line in descendants(process.pid).items() if "raylet/raylet" in line.split(" ")[0]]
+
+    try:
+        wait_until(lambda: bool(raylets()) and num_alive(head) > 1, 120)
+        yield raylets()[0]
+    finally:
+        process.terminate()
+        process.wait(60)
+        wait_until(lambda: num_alive(head) == 1, 120)
+
+
+def num_alive(head: Head) -> int:
+    """How many nodes the head knows to live."""
+    listed = head.run(sys.executable, "-c", NODES, head.gcs_address)
+    return int(listed.stdout or 0)
 
 
 def _free_ports(count: int) -> list[int]:

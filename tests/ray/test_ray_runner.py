@@ -20,6 +20,7 @@ from typing import Any
 import failing_networks
 import pytest
 import ray
+import torch
 from processes import wait_until
 from small_runs import (
     CNN,
@@ -41,8 +42,9 @@ from small_runs import (
 from ray_sisa.approximate.methods import make_method
 from ray_sisa.config import Scaling
 from ray_sisa.engine.local_runner import LocalRunner
-from ray_sisa.engine.ray_runner import RayRunner, _satisfies
-from ray_sisa.engine.runner import Placed, Runner
+from ray_sisa.engine.ray_cluster import satisfies
+from ray_sisa.engine.ray_runner import RayRunner
+from ray_sisa.engine.runner import Runner, WorkerNews
 from ray_sisa.engine.work import ChainEnded, ChainWork, EpochDone, Event, StageDone
 from ray_sisa.errors import DataError, ResourcesError, TrainingError
 from ray_sisa.layout import FEATURES
@@ -63,10 +65,13 @@ def notes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def cluster(notes: Path) -> Iterator[None]:
-    """A Ray of two CPUs on this machine, whose workers inherit `notes` and find `failing_networks`."""
+    """A Ray of two CPUs on this machine, whose workers inherit `notes` and find `failing_networks`.
+
+    It says that it has two GPUs, as `--num-gpus=2` does on a machine without a driver.
+    """
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        ray.init(address="local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False)
         yield
         ray.shutdown()
 
@@ -101,13 +106,6 @@ class _Wrapped:
         return getattr(self._runner, name)
 
 
-class _OneAtATime(_Wrapped):
-    """Says that it holds one chain, so that chains come one after another."""
-
-    def capacity(self) -> int:
-        return 1
-
-
 class _Counts(_Wrapped):
     """Counts the chains in flight."""
 
@@ -118,10 +116,20 @@ class _Counts(_Wrapped):
         self.most = max(self.most, self.in_flight)
         self._runner.start(work)
 
-    def poll(self, timeout_s: float) -> Sequence[Event | Placed]:
+    def poll(self, timeout_s: float) -> Sequence[Event | WorkerNews]:
         events = self._runner.poll(timeout_s)
         self.in_flight -= sum(isinstance(event, ChainEnded) for event in events)
         return events
+
+
+class _OneAtATime(_Counts):
+    """Has one worker at most, so that chains come one after another."""
+
+    def want(self, num_waiting: int) -> None:
+        self._runner.want(min(num_waiting, 1 - self.in_flight))
+
+    def free(self) -> int:
+        return min(self._runner.free(), 1 - self.in_flight)
 
 
 # --- the same bytes
@@ -506,7 +514,7 @@ def test_a_worker_that_died_in_idleness_is_charged_to_nobody(
     ],
 )
 def test_labels_are_chosen_as_ray_does(rule: str, label: str | None, chosen: bool) -> None:
-    assert _satisfies(label, rule) is chosen
+    assert satisfies(label, rule) is chosen
 
 
 def test_memory_is_asked_for_in_bytes(samples: Samples, on_ray: RayRunner, tmp_path: Path) -> None:
@@ -515,6 +523,19 @@ def test_memory_is_asked_for_in_bytes(samples: Samples, on_ray: RayRunner, tmp_p
     run = Run.create(config, dataset=dataset(samples))
     run.train(runner="ray")
     assert run.status().complete
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA can use what this machine says that it has")
+@pytest.mark.parametrize("fraction", [1, 0.5])
+def test_a_gpu_that_cuda_cannot_use_is_an_application_error(
+    fraction: float, samples: Samples, cluster: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = small_config(tmp_path, scaling={"resources_per_worker": {"CPU": 1, "GPU": fraction}, "max_failures": 3})
+    run = Run.create(config, dataset=dataset(samples))
+    with caplog.at_level("WARNING", "ray_sisa.engine"), pytest.raises(TrainingError) as failed:
+        run.train(runner="ray")
+    assert re.search(r"^shard \d, slice 1.*failed \(application\).*(NVIDIA|CUDA)", str(failed.value), re.DOTALL)
+    assert [record.message for record in caplog.records if "not tried again" not in record.message] == []
 
 
 @pytest.mark.timeout(60)

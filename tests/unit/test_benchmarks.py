@@ -16,6 +16,7 @@ FINDING_KEYS = {"name", "value", "unit", "spread", "at_least", "at_most", "met"}
 ANSWERS = {
     "training_step": {"float32: stage", "bfloat16: stage / bare fused"},
     "engine_overhead": {"Ray / bare", "stage's end to next start"},
+    "free_cpu": {"a cluster of one CPU", "one free CPU of two", "one free of two / one"},
     "planning": {"all", "stage keys and plan", "peak memory of the process"},
     "ledger": {"append, 8 processes: median"},
     "time_to_effective": {"one sample: effective, p50", "one sample: effective, p99", "20 shards: effective, p50"},
@@ -28,6 +29,7 @@ ANSWERS = {
     [
         "training_step",
         pytest.param("engine_overhead", marks=pytest.mark.ray),
+        pytest.param("free_cpu", marks=pytest.mark.ray),
         "planning",
         "ledger",
         "time_to_effective",

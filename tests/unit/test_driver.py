@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from ray_sisa.config import Scaling, TrainingRecipe
-from ray_sisa.engine import driver
-from ray_sisa.engine.driver import Decision, allowed, decide, run_chains
+from ray_sisa.engine import turns
+from ray_sisa.engine.driver import run_chains
 from ray_sisa.engine.runner import Placed
+from ray_sisa.engine.turns import Decision, allowed, decide
 from ray_sisa.engine.work import ChainEnded, ChainWork, Ending, EpochDone, Event, StageDone, StageUnderway
 from ray_sisa.errors import TrainingError
 from ray_sisa.index import SliceSummary
@@ -65,10 +66,15 @@ class ScriptedRunner:
         self.started: list[ChainWork] = []
         self.stopped: list[int] = []
         self.demanded: list[int] = []
+        self.wanted: list[int] = []
         self.most_in_flight = 0
 
-    def capacity(self) -> int:
-        return self._capacities.popleft() if len(self._capacities) > 1 else self._capacities[0]
+    def want(self, num_waiting: int) -> None:
+        self.wanted.append(num_waiting)
+
+    def free(self) -> int:
+        capacity = self._capacities.popleft() if len(self._capacities) > 1 else self._capacities[0]
+        return max(0, capacity - len(self._playing))
 
     def demand(self, num_chains: int) -> None:
         self.demanded.append(num_chains)
@@ -407,14 +413,14 @@ def test_an_error_of_the_tick_leaves_nothing_running(make_work: MakeWork) -> Non
 @pytest.fixture
 def after_each_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """A driver that looks up after every turn."""
-    monkeypatch.setattr(driver, "TICK_S", 0.0)
+    monkeypatch.setattr(turns, "TICK_S", 0.0)
 
 
 @pytest.mark.parametrize(("interval_s", "ticks"), [(0.0, 7), (3600.0, 2)], ids=["each turn", "start and end"])
 def test_ticks_come_by_the_clock(
     make_work: MakeWork, monkeypatch: pytest.MonkeyPatch, interval_s: float, ticks: int
 ) -> None:
-    monkeypatch.setattr(driver, "TICK_S", interval_s)
+    monkeypatch.setattr(turns, "TICK_S", interval_s)
     heard, heard_at_tick = list[Event](), list[int]()
 
     def tick() -> set[int]:
