@@ -41,7 +41,7 @@ class PlacementConfig(Section):
     @field_validator("key", mode="before")
     @classmethod
     def _key_as_text(cls, value: object) -> object:
-        return str(value) if isinstance(value, int) else value
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     @property
     def needs_probabilities(self) -> bool:

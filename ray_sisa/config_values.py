@@ -15,6 +15,8 @@ from ray_sisa import plain_yaml
 from ray_sisa.config import RunConfig
 from ray_sisa.errors import ConfigError
 
+_OF_TEXT = {"string_type", "literal_error", "invalid_key"}  # pydantic's names for a value or key that should be text
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration in a YAML file, with `key.path=value` overrides (values are YAML).
@@ -77,6 +79,9 @@ def describe(problem: Any) -> str:
         return f"{field}: missing; it must be given"
     if problem["type"] == "value_error":
         return f"{field}.{message}" if field else message
+    made = plain_yaml.meaning(problem["input"]) if problem["type"] in _OF_TEXT else None
+    if made:
+        message = f"text is expected, and without quotes this is {made}; put it in quotes"
     return f"{field}: {plain_yaml.shown(problem['input'])}: {message}"
 
 

@@ -1,10 +1,13 @@
 """YAML of plain values from people who may mean harm: no tag runs anything, and no document is more than it looks.
 
-Text, and what its aliases expand to, is bounded before any value is made. What values mean is for others to say.
+Text, and what its aliases expand to, is bounded before any value is made. Numbers that YAML 1.1 reads in base 8 or 60,
+and hardly anybody means so, are refused. What values mean is for others to say.
 """
 
 from __future__ import annotations
 
+import datetime
+import re
 import reprlib
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ MAX_CHARACTERS = 1 << 18  # of a document, and of what its aliases make of it; P
 MAX_NUMBER = 64  # characters of a number or date: reading a long one takes quadratic time
 
 _FIELD = "configuration"
+_OCTAL = re.compile(r"[-+]?0[0-7_]+")  # of YAML 1.1: not 0, not 0x1F, not 0b101
 _NUMBERS = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp")}
 
 
@@ -48,12 +52,24 @@ def parse(text: str, where: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         at = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        rule = f"is not valid YAML{at}: {_cut(getattr(error, 'problem', error))}"
+        verb = "cannot be taken" if isinstance(error, _Refused) else "is not valid YAML"
+        rule = f"{verb}{at}: {_cut(getattr(error, 'problem', error))}"
         raise ConfigError(_FIELD, where, rule, "Correct the file") from None
     except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
         # What PyYAML's constructors let out: a date that is none, a tag whose text does not fit, nesting without end.
         rule = f"has a value that cannot be read: {type(error).__name__}: {_cut(error)}"
         raise ConfigError(_FIELD, where, rule, "Correct the file") from None
+
+
+def meaning(value: object) -> str | None:
+    """What YAML makes of a word without quotes that a person may have meant as text; None of any other value."""
+    if value is None:
+        return "nothing (as are null and ~)"
+    if isinstance(value, bool):
+        return f"the truth value {str(value).lower()} (as are yes, on, no and off)"
+    if isinstance(value, datetime.date):
+        return f"the date {value}"
+    return "a number" if isinstance(value, int | float) else None
 
 
 def shown(value: object) -> str:
@@ -116,16 +132,33 @@ class _Weights:
 
     def _inside(self, node: yaml.Node) -> int:
         if isinstance(node, yaml.ScalarNode):
-            if node.tag in _NUMBERS and len(node.value) > MAX_NUMBER:
-                raise _refusal(node, f"a number has more than {MAX_NUMBER} characters")
+            if node.tag in _NUMBERS:
+                _check_number(node)
             return len(node.value)
         if isinstance(node, yaml.MappingNode):
             return sum(self.of(key) + self.of(value) for key, value in node.value)
         return sum(self.of(item) for item in node.value)
 
 
+def _check_number(node: yaml.ScalarNode) -> None:
+    """Passes if a number or date is short, and a number is one of base 10, 16 or 2."""
+    if len(node.value) > MAX_NUMBER:
+        raise _refusal(node, f"a number has more than {MAX_NUMBER} characters")
+    base = 60 if ":" in node.value else 8 if _OCTAL.fullmatch(node.value) else 10
+    if base != 10 and not node.tag.endswith("timestamp"):
+        read = yaml.constructor.SafeConstructor().construct_document(node)
+        rule = (
+            f"{node.value} would be read as {read}, in base {base}: put it in quotes, or write {read} if you mean that"
+        )
+        raise _refusal(node, rule)
+
+
+class _Refused(yaml.constructor.ConstructorError):
+    """Valid YAML that is refused all the same."""
+
+
 def _refusal(node: yaml.Node, problem: str) -> yaml.YAMLError:
-    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+    return _Refused(None, None, problem, node.start_mark)
 
 
 def _cut(reason: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -455,3 +456,81 @@ def test_the_cause_of_weights_has_no_paths() -> None:
     assert "somewhere" not in str(cause)
     assert cause["initial_weights"] == "d1gest"
     assert training.recipe.weights == "/somewhere/a.th"  # taken out of a copy
+
+
+@pytest.mark.parametrize(
+    ("number", "read"),
+    [
+        ("017", "15, in base 8"),
+        ("-0_7", "-7, in base 8"),
+        ("00", "0, in base 8"),
+        ("1:30", "90, in base 60"),
+        ("1:30.5", "90.5, in base 60"),
+        ("190:20:30", "685230, in base 60"),
+    ],
+)
+def test_numbers_of_base_8_and_60_are_refused_wherever_they_stand(write, number: str, read: str) -> None:
+    says = rf"{re.escape(number)} would be read as {re.escape(read)}: put it in quotes, or write"
+    for content in (f"recipe: {{seed: {number}}}", f"- [{number}]", f"? {number}\n: a"):
+        with pytest.raises(ConfigError, match=says):
+            load_config(write(content))
+    for override in (f"recipe.seed={number}", f"placement.key={number}"):
+        with pytest.raises(ConfigError, match=says):
+            load_config(write(WHOLE), [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "seed"), [("0", 0), ("17", 17), ("1_000", 1000), ("0x11", 17), ("0b11", 3), ("-3", -3), ("'017'", 17)]
+)
+def test_other_numbers_are_what_they_look_like(write, text: str, seed: int) -> None:
+    assert load_config(write(WHOLE), [f"recipe.seed={text}"]).recipe.seed == seed
+
+
+@pytest.mark.parametrize("field", ["name", "storage_path", "placement.key", "recipe.model", "data.columns.id"])
+@pytest.mark.parametrize(
+    ("word", "made"),
+    [
+        ("no", "the truth value false"),
+        ("on", "the truth value true"),
+        ("yes", "the truth value true"),
+        ("2024-01-31", "the date 2024-01-31"),
+        ("2024-01-31 10:20:30", "the date 2024-01-31 10:20:30"),
+        ("1.50", "a number"),
+    ],
+)
+def test_words_that_yaml_takes_for_something_else_are_told_to_be_quoted(
+    write, field: str, word: str, made: str
+) -> None:
+    says = rf"{field}: .*: text is expected, and without quotes this is {made}.*; put it in quotes"
+    with pytest.raises(ConfigError, match=says):
+        load_config(write(WHOLE), [f"{field}={word}"])
+    assert load_config(write(WHOLE), [f"{field}='{word.replace(' ', '-').replace(':', '-')}'"])
+
+
+def test_choices_and_keys_that_yaml_takes_for_something_else_are_told_to_be_quoted(write) -> None:
+    with pytest.raises(ConfigError, match=r"recipe\.precision: False: text is expected, .* put it in quotes"):
+        load_config(write(WHOLE), ["recipe.precision=off"])
+    with pytest.raises(
+        ConfigError, match=r"scaling\.label_selector\.spot: True: text is expected, .* put it in quotes"
+    ):
+        load_config(write(WHOLE), ["scaling.label_selector={spot: yes}"])
+    with pytest.raises(ConfigError, match=r"True: text is expected, .* put it in quotes"):
+        load_config(write(WHOLE), ["scaling.label_selector={yes: spot}"])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "recipe.seed=yes",
+        "placement.shards=on",
+        "recipe.optimizer.lr=true",
+        "data.mean=[yes]",
+        "scaling.resources_per_worker={CPU: yes}",
+        "scaling.checkpoint_every={minutes: on}",
+        "recipe.input_size=no",
+    ],
+)
+def test_a_truth_value_is_no_number(write, override: str) -> None:
+    with pytest.raises(ConfigError, match="should be a number, and yes, on, no and off are none"):
+        load_config(write(WHOLE), [override])
+    assert load_config(write(WHOLE), ["recipe.optimizer.nesterov=no"]).recipe.optimizer.nesterov is False
