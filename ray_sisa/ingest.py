@@ -81,11 +81,10 @@ def resolve_recipe(
 
     epochs = epochs_by_slice(config.recipe, config.placement.slices)
     noise = noise_multiplier(config, sizes, epochs)
-    public = public_weights.read(config.recipe.weights) if config.recipe.weights else None
     training = TrainingRecipe(
         recipe=config.recipe,
         model_code=models.code_digest(config.recipe.model),
-        initial_weights=public.digest if public else None,
+        initial_weights=None,
         num_classes=dataset.num_classes,
         image_shape=dataset.train.shape,
         mean=dataset.mean,
@@ -93,12 +92,14 @@ def resolve_recipe(
         epochs=epochs,
         noise_multiplier=noise,
     )
-    known = public.preprocessing if public else None
-    training = preprocessing.resolve(training, known, configured=dataset.configured)
     with torch.random.fork_rng(devices=[]):  # the caller's random stream is not ours to draw from
         model = models.build(training)
+    public = public_weights.read(config.recipe.weights, model) if config.recipe.weights else None
+    training = training.model_copy(update={"initial_weights": public.digest if public else None})
+    known = public.preprocessing if public else None
+    training = preprocessing.resolve(training, known, configured=dataset.configured)
     if public:
-        dropped = weights.fit(model, public.tensors)
+        dropped = weights.fit(model, public.tensors, config.recipe.weights or "")
         logger.info("initial weights %s: %s drawn at random", config.recipe.weights, dropped or "nothing")
     if names := replaced(model):
         logger.warning(

