@@ -19,6 +19,7 @@ from ray_sisa import ids, printing
 from ray_sisa.answer import Answer
 from ray_sisa.config_values import override
 from ray_sisa.errors import ConfigError, RequestError, SisaError
+from ray_sisa.termination import TERMINATED, Terminated, graceful
 
 if TYPE_CHECKING:
     from ray_sisa.run import Run
@@ -34,7 +35,7 @@ class Command(TyperCommand):
         as_json = ctx.params["as_json"]
         try:
             # Whatever a library or a user's model prints must not mix with the answer.
-            with redirect_stdout(sys.stderr):
+            with redirect_stdout(sys.stderr), graceful():
                 answer: Answer = super().invoke(ctx)
         except SisaError as error:
             if as_json:
@@ -44,6 +45,9 @@ class Command(TyperCommand):
         except KeyboardInterrupt:
             print("interrupted: run the same command again to continue", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
+        except Terminated:
+            print("terminated: run the same command again to continue", file=sys.stderr)
+            raise typer.Exit(TERMINATED) from None
         print(json.dumps(answer.fields) if as_json else answer.text)
         if not answer.ok:
             raise typer.Exit(FAILED)

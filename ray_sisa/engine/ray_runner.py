@@ -9,17 +9,18 @@ import logging
 import os
 import traceback
 from collections.abc import Callable, Generator, Sequence
+from typing import Any
 
 import ray
-from ray.exceptions import AuthenticationError
+from ray._private.services import canonicalize_bootstrap_address
 
 from ray_sisa.config import Scaling
+from ray_sisa.engine import address
 from ray_sisa.engine.mapping import JobNews, Lost, Raised, Said, map_items
 from ray_sisa.engine.ray_cluster import RayCluster
 from ray_sisa.engine.ray_pool import RayPool
 from ray_sisa.engine.runner import Item, Result, Tell, Told, WorkerNews, no_one
 from ray_sisa.engine.work import ChainEnded, ChainWork, Event, WorkerEvent
-from ray_sisa.errors import ResourcesError
 
 
 class RayRunner:
@@ -105,10 +106,9 @@ def _of_chain(news: JobNews | WorkerNews) -> Event | WorkerNews:
 
 
 def _join() -> None:
-    try:
+    # Since Ray 2.59 each start of a cluster tells of its token: docs/security.md does so once.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    resolve: Any = canonicalize_bootstrap_address
+    with address.joining(os.environ.get("RAY_ADDRESS", ""), lambda: resolve(None)):
         # Workers' prints would land on the driver's standard output, which belongs to --json.
         ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.WARNING)
-    except (ConnectionError, RuntimeError, AuthenticationError) as error:
-        remedy = "Check that it runs there and, if it wants a token, RAY_AUTH_MODE and RAY_AUTH_TOKEN"
-        rule = f"cannot be joined: {error}"
-        raise ResourcesError("RAY_ADDRESS", os.environ.get("RAY_ADDRESS", ""), rule, remedy) from error

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from ray_sisa.errors import SisaError
+from ray_sisa.termination import TERMINATED, Terminated, graceful
 
 
 def make_parser(description: str | None, name: str, presets: Collection[str]) -> argparse.ArgumentParser:
@@ -47,6 +48,9 @@ def main(parser: argparse.ArgumentParser, folder: str, run: Callable[[argparse.N
     if not given.data:
         parser.error(f"--data: missing; name a folder with {folder}/, or torchvision (or set RAY_SISA_DATA)")
     try:
-        run(given)
+        with graceful():
+            run(given)
     except SisaError as error:
         sys.exit(f"error: {error}")
+    except Terminated:
+        sys.exit(TERMINATED)
