@@ -16,6 +16,7 @@ from ray_sisa.ledger import Ledger, deleted_by_shard, first_slices
 from ray_sisa.lineage import Chain
 from ray_sisa.live import LiveSet
 from ray_sisa.records import Certificate, Head, Request
+from ray_sisa.retention import Kept
 from ray_sisa.store import Store
 
 _RETIRED = "The stages named as retired were trained on samples of this request; none of them is in the store. "
@@ -47,10 +48,14 @@ class _Batch:
     """Chain after it."""
 
 
-def certify(store: Store, live: LiveSet, ledger: Ledger) -> tuple[Certificate, ...]:
+def certify(store: Store, live: LiveSet, ledger: Ledger, kept: Kept) -> tuple[Certificate, ...]:
     """Writes the certificates that the requests of a ledger lack, and returns them.
 
     A crash leaves some written: the rest are written by the next call, and say the same but for the time.
+
+    Args:
+        store, live, ledger: of the run.
+        kept: what the store keeps of what was deleted.
     """
     certified = set(store.numbers(CERTIFICATES))
     first = next((r.number for r in ledger.requests if r.number not in certified), None)
@@ -60,7 +65,7 @@ def certify(store: Store, live: LiveSet, ledger: Ledger) -> tuple[Certificate, .
     for batch in _batches(heads.history(store, first), live, ledger, certified):
         for request, shards in zip(batch.requests, batch.shards, strict=True):
             if request.number not in certified:
-                certificate = _certificate(batch, request, shards, ledger, live)
+                certificate = _certificate(batch, request, shards, ledger, live, kept)
                 store.create(numbered(CERTIFICATES, request.number), certificate.to_bytes())
                 written.append(certificate)
     return tuple(written)
@@ -115,7 +120,7 @@ def _batch(earlier: int, rolled: Sequence[Head], live: LiveSet, ledger: Ledger) 
 
 
 def _certificate(
-    batch: _Batch, request: Request, shards: tuple[int, ...], ledger: Ledger, live: LiveSet
+    batch: _Batch, request: Request, shards: tuple[int, ...], ledger: Ledger, live: LiveSet, kept: Kept
 ) -> Certificate:
     head = batch.heads[-1]
     old = {key for s in shards for key in batch.old[s].keys}
@@ -136,5 +141,8 @@ def _certificate(
         requested_at=request.created_at,
         effective_at=next(h.created_at for h in batch.heads if h.ledger >= request.number),
         completed_at=now(),
-        claim=CLAIM if live.run.training.is_repeatable else CLAIM_OF_SECURE_NOISE,
+        claim=(CLAIM if live.run.training.is_repeatable else CLAIM_OF_SECURE_NOISE) + kept.reservation,
+        deleted_objects=kept.fate,
+        retention=kept.retention.sentence,
+        kept_objects=kept.objects or (),
     )

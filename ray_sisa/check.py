@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from ray_sisa import retention
 from ray_sisa.check_models import Models
 from ray_sisa.check_records import Records, in_segments
 from ray_sisa.check_spending import look_at_charges
@@ -119,6 +120,8 @@ def _look(store: Store, tell: Callable[[int, int], None]) -> Checked:
         found.note("there is no run.json: not all samples are here yet. Run `ray-sisa train CONFIG` again")
     else:
         sound = _whole_run(store, found)
+    if kept := retention.told(store):
+        found.note(kept)
     tell(len(sizes), len(sizes))
     if holder := _holder(store):
         found.note(f"{holder} works on the run")

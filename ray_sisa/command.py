@@ -67,7 +67,9 @@ RunnerOption = Annotated[RunnerChoice, typer.Option("--runner", help="Where to w
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
 SetScaling = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a field of scaling for this command. Repeatable."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a field of scaling or purge for this command. Repeatable."
+    ),
 ]
 
 Wait = Annotated[
@@ -97,17 +99,18 @@ SubjectsFile = Annotated[str | None, typer.Option("--subjects-from", metavar="FI
 
 
 def open_run(uri: str, overrides: Sequence[str] | None = None) -> Run:
-    """The run at a URI, with other values of scaling."""
+    """The run at a URI, with other values of scaling and purge."""
     from ray_sisa.run import Run
 
     run = Run.open(uri)
     if not overrides:
         return run
     for text in overrides:
-        if not text.startswith("scaling."):
-            rule = "can only change scaling: all else is fixed for the life of a run"
+        if not text.startswith(("scaling.", "purge.")):
+            rule = "can only change scaling and purge: all else is fixed for the life of a run"
             raise ConfigError("--set", text, rule, "For example --set scaling.max_concurrent_shards=2")
-    return Run.open(uri, override(run.record.config, overrides).scaling)
+    changed = override(run.record.config, overrides)
+    return Run.open(uri, changed.scaling, changed.purge)
 
 
 def named_ids(

@@ -198,6 +198,13 @@ class EvaluationConfig(Section):
     test_during_training: Literal["epoch", "stage", "never"] = "stage"
 
 
+class PurgeConfig(Section):
+    """What becomes of deleted objects that a bucket keeps; none of it changes weights."""
+
+    versions: Literal["delete", "warn", "refuse"] = "warn"
+    """`delete` removes old versions, `refuse` makes no run and completes no request where objects stay."""
+
+
 class RunConfig(Section):
     """One run: its name, data, placement, recipe and scaling."""
 
@@ -208,6 +215,7 @@ class RunConfig(Section):
     recipe: Recipe
     scaling: Scaling = Scaling()
     evaluation: EvaluationConfig = EvaluationConfig()
+    purge: PurgeConfig = PurgeConfig()
 
     @model_validator(mode="after")
     def _every_slice_is_trained(self) -> RunConfig:

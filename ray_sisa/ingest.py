@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ray_sisa import preprocessing
+from ray_sisa import preprocessing, retention
 from ray_sisa.clock import now
 from ray_sisa.config import RunConfig, TrainingRecipe, epochs_by_slice
 from ray_sisa.data import Dataset
@@ -40,8 +40,10 @@ def ingest(store: Store, config: RunConfig, dataset: Dataset) -> RunRecord:
         ConfigError: more places than subjects, a placement that needs deletion probabilities which the data do not
             have, or a recipe that does not fit the data.
         DataError: no subject's deletion probability is above 0, and the placement depends on them.
-        StoreError: the store cannot be written, or would let others create the same objects.
+        StoreError: the store cannot be written, would let others create the same objects, or keeps what is deleted and
+            is not to.
     """
+    retention.look(store, config.purge)
     store.prove()
     config = _resolved(config)
     _check_enough(config, dataset.train)

@@ -83,6 +83,8 @@ def status(found: Status, spent: PrivacySpent | None = None) -> Answer:
         ("requests", f"{found.requests}{pending}"),
         ("samples", f"{found.live_samples:,} live"),
     ]
+    if found.retention.sentence:
+        rows.append(("deleted", found.retention.sentence))
     shards = [
         (f"{s.shard}", f"{s.depth}", (s.stage or "-")[:DIGEST_SHOWN], "yes" if s.clean else "no", f"{s.samples:,}")
         for s in found.shards

@@ -15,9 +15,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ray_sisa import features, heads
+from ray_sisa import features, heads, retention
 from ray_sisa.certificates import certify
 from ray_sisa.engine.driver import run_chains
 from ray_sisa.engine.runner import OpenRunner, Runner, device_of
@@ -39,6 +39,7 @@ from ray_sisa.ledger import EMPTY, Ledger, compact, read_ledger
 from ray_sisa.lineage import Chain, plan
 from ray_sisa.live import LiveSet
 from ray_sisa.records import Certificate, Head, RunRecord, StageRecord
+from ray_sisa.retention import Kept
 from ray_sisa.store import Store
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ class Reconciler:
         self._seconds_to_effective = 0.0
         self._purged = 0
         self._trained: list[StageRecord] = []
+        self._kept = Kept()
 
     def run(self, open_runner: OpenRunner, wait_s: float | None = None) -> Reconciliation:
         """Runs all steps; `open_runner` is called only if a stage is missing.
@@ -87,6 +89,7 @@ class Reconciler:
             BusyError: another process reconciles this run.
             TrainingError, StoreError, ResourcesError: the run is left where the same command goes on.
         """
+        self._kept = Kept(retention=retention.look(self._store, self._run.config.purge))
         with hold_lease(self._store, wait_s=wait_s) as lease:
             while True:
                 ledger = self._make_effective()
@@ -98,7 +101,7 @@ class Reconciler:
                 if read_ledger(self._store, ledger).position == ledger.position:
                     break
             head = self._complete(chains, ledger, lease)
-            certificates = certify(self._store, self._live, ledger)
+            certificates = certify(self._store, self._live, ledger, self._kept)
             compact(self._store, ledger)
         return self._summary(head, chains, certificates)
 
@@ -140,6 +143,8 @@ class Reconciler:
         self._store.delete(path for key, paths in doomed.items() for path in paths if path != stage_record(key))
         self._store.delete(self._left_inside())
         self._purged += len(doomed)
+        if self._kept.retention.versions and self._run.config.purge.versions == "delete":
+            self._kept = replace(self._kept, objects=retention.remove_versions(self._store))
 
     def _left_inside(self) -> list[str]:
         """What a kill left inside stages that are committed: states of their training, half an approximation."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -281,6 +281,12 @@ class Certificate(StoredRecord):
     effective_at: str
     completed_at: str
     claim: str
+    deleted_objects: Literal["gone", "kept", "unknown"] | None = None
+    """Whether the store kept what was deleted, when the request was completed; None where nobody asked."""
+    retention: str = ""
+    """What the store keeps of deleted objects, and for how long, or why that is unknown."""
+    kept_objects: tuple[str, ...] = ()
+    """Deleted objects of which versions were to be removed and could not."""
 
     @property
     def path(self) -> str:

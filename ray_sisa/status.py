@@ -10,6 +10,7 @@ from ray_sisa.ledger import Ledger
 from ray_sisa.lineage import Chain
 from ray_sisa.live import LiveSet
 from ray_sisa.records import Constituent, Head, RunRecord
+from ray_sisa.retention import Retention, retention_of
 from ray_sisa.store import Store
 
 
@@ -41,6 +42,8 @@ class Status:
     shards: tuple[ShardStatus, ...]
     stages_missing: int
     ensemble_digest: str | None
+    retention: Retention
+    """What the store keeps of deleted objects."""
 
 
 def read_status(store: Store, run: RunRecord, live: LiveSet, ledger: Ledger, head: Head | None) -> Status:
@@ -62,6 +65,7 @@ def read_status(store: Store, run: RunRecord, live: LiveSet, ledger: Ledger, hea
         shards=tuple(_shard_status(chain, serving, in_head, tainted) for chain in chains),
         stages_missing=missing,
         ensemble_digest=head.ensemble_digest if head else None,
+        retention=retention_of(store),
     )
 
 

@@ -20,17 +20,12 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple, Self
-
-from botocore.auth import S3SigV4Auth
-from botocore.awsrequest import AWSRequest
-from botocore.credentials import Credentials
 
 HOST = "127.0.0.1"
 # Four ports a server. Each is used again + 10000 (gRPC): all lie below 32768, where Linux gives out none by itself.
@@ -240,13 +235,19 @@ class FaultProxy:
             self._faults, self._left = faults, faults.limit
             self._changed.notify_all()
 
-    def headers(self, method: str, path: str, headers: list[tuple[str, str]], body: bytes) -> list[tuple[str, str]]:
-        """The headers of a request as they are passed on: unchanged."""
-        return headers
-
-    def refuses(self, headers: Iterable[str]) -> bool:
-        """Whether a request with these headers is answered with 501."""
-        return False
+    def exchange(self, method: str, path: str, headers: list[tuple[str, str]], body: bytes) -> Reply:
+        """What the server behind answers to a request."""
+        with closing(http.client.HTTPConnection(*self.address, timeout=60)) as connection:
+            connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
+            for name, value in headers:
+                connection.putheader(name, value)
+            connection.endheaders(body)
+            response = connection.getresponse()
+            content = response.read()
+            kept = [(n, v) for n, v in response.getheaders() if n.lower() not in ("connection", "transfer-encoding")]
+            if response.chunked:
+                kept.append(("Content-Length", str(len(content))))
+            return Reply(response.status, kept, content)
 
     def wait(self, faults: Faults, seconds: float | None = None) -> None:
         """Returns after so many seconds, or when the faults are no longer these."""
@@ -268,32 +269,6 @@ class FaultProxy:
             return "", point, faults
 
 
-class Gateway(FaultProxy):
-    """A relay that signs each request anew with the server's keys, as gateways do, and drops or refuses some headers.
-
-    A client signs `If-None-Match` with the rest, so it could not be dropped from a request that keeps its signature.
-
-    Attributes:
-        dropped: headers dropped, by name in lower case.
-    """
-
-    def __init__(self, server: SeaweedFS, *, drops: Iterable[str] = (), refuses: Iterable[str] = ()) -> None:
-        super().__init__(server.address)
-        self._keys = Credentials(server.access_key, server.secret_key)
-        self._drops, self._refuses, self.dropped = frozenset(drops), frozenset(refuses), Counter[str]()
-
-    def refuses(self, headers: Iterable[str]) -> bool:
-        return not self._refuses.isdisjoint(name.lower() for name in headers)
-
-    def headers(self, method: str, path: str, headers: list[tuple[str, str]], body: bytes) -> list[tuple[str, str]]:
-        gone = self._drops | {"authorization", "x-amz-date", "x-amz-content-sha256"}
-        self.dropped.update(name.lower() for name, _ in headers if name.lower() in self._drops)
-        kept = {name: value for name, value in headers if name.lower() not in gone}
-        request = AWSRequest(method, f"http://{kept['host']}{path}", kept, body)
-        S3SigV4Auth(self._keys, "s3", "us-east-1").add_auth(request)
-        return list(request.headers.items())
-
-
 class _Relay(BaseHTTPRequestHandler):
     """One connection of a client."""
 
@@ -312,10 +287,11 @@ class _Relay(BaseHTTPRequestHandler):
         if fault in ("hang", "drop"):
             self.close_connection = True
             return
-        if self.server.proxy.refuses(self.headers):
-            reply = _error(501)
+        headers = list(self.headers.items())
+        if fault == "error":
+            reply = error(500 if point < 0.5 else 503)
         else:
-            reply = self.forward(body) if fault != "error" else _error(500 if point < 0.5 else 503)
+            reply = self.server.proxy.exchange(self.command, self.path, headers, body)
         self.server.proxy.wait(faults, faults.delay)
         if fault == "lose" or (fault in ("cut", "stall") and not reply.content):
             self.close_connection = True
@@ -326,22 +302,7 @@ class _Relay(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = relay
 
-    def forward(self, body: bytes) -> _Reply:
-        """What the server behind answers."""
-        with closing(http.client.HTTPConnection(*self.server.proxy.address, timeout=60)) as connection:
-            connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-            headers = self.server.proxy.headers(self.command, self.path, list(self.headers.items()), body)
-            for name, value in headers:
-                connection.putheader(name, value)
-            connection.endheaders(body)
-            response = connection.getresponse()
-            content = response.read()
-            headers = [(n, v) for n, v in response.getheaders() if n.lower() not in ("connection", "transfer-encoding")]
-            if response.chunked:
-                headers.append(("Content-Length", str(len(content))))
-            return _Reply(response.status, headers, content)
-
-    def send(self, reply: _Reply, cut: int | None) -> None:
+    def send(self, reply: Reply, cut: int | None) -> None:
         """Sends a reply; with `cut`, only so many bytes of its content, and the connection ends."""
         self.send_response_only(reply.status)
         for name, value in reply.headers:
@@ -355,15 +316,18 @@ class _Relay(BaseHTTPRequestHandler):
         pass
 
 
-class _Reply(NamedTuple):
+class Reply(NamedTuple):
+    """What a server answers."""
+
     status: int
     headers: list[tuple[str, str]]
     content: bytes
 
 
-def _error(status: int) -> _Reply:
+def error(status: int) -> Reply:
+    """An answer that no server gave."""
     content = b"<Error><Code>Injected</Code></Error>"
-    return _Reply(status, [("Content-Length", str(len(content)))], content)
+    return Reply(status, [("Content-Length", str(len(content)))], content)
 
 
 class _Server(ThreadingHTTPServer):

@@ -200,6 +200,7 @@ def small_config(
     data: dict[str, Any] | None = None,
     placement: dict[str, Any] | None = None,
     scaling: dict[str, Any] | None = None,
+    purge: dict[str, Any] | None = None,
 ) -> RunConfig:
     """A run in `folder`. What is given replaces or adds to the defaults, key by key."""
     source = {"source": "parquet", "train": "given-as-a-dataset", "columns": COLUMNS, "num_classes": 10}
@@ -211,6 +212,7 @@ def small_config(
             "placement": {"shards": 3, "slices": 3, "key": "placement"} | (placement or {}),
             "recipe": recipe,
             "scaling": scaling or {},
+            "purge": purge or {},
         }
     )
 

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import programs
 import pytest
+from gateways import Gateway
 from places import config_in, storage_on
-from servers import Gateway, SeaweedFS
+from servers import SeaweedFS
 from small_runs import all_samples, dataset, files_of, folder_of, small_config
 
 from ray_sisa import probe
