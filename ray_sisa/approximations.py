@@ -14,6 +14,7 @@ from ray_sisa.census import Places
 from ray_sisa.config import TrainingRecipe
 from ray_sisa.digests import digest_bytes, digest_json
 from ray_sisa.errors import ConfigError, RequestError, StoreError
+from ray_sisa.heads import check_voters
 from ray_sisa.layout import (
     approximation_record,
     approximation_weights,
@@ -54,6 +55,7 @@ def the_one_stage(store: Store, run: RunRecord, live: LiveSet, ledger: Ledger) -
 
     Raises:
         ConfigError: it is trained with differential privacy.
+        DataError: all its samples are deleted.
         RequestError: a run of more.
         StoreError: it is not trained.
     """
@@ -66,6 +68,7 @@ def the_one_stage(store: Store, run: RunRecord, live: LiveSet, ledger: Ledger) -
         remedy = "Make a run with placement.shards=1 and placement.slices=1; `unlearn` makes this one forget, exactly"
         raise RequestError("run", run.config.name, rule, remedy)
     (chain,) = live.chains(ledger)
+    check_voters(chain.stages, live.num_samples(ledger))
     if not chain.keys or chain.keys[-1] not in store.committed_stages():
         rule = "has no model of its live samples: its training has not ended, or a request is pending"
         raise StoreError("run", store.uri, rule, "Run `ray-sisa unlearn RUN`, which trains too")

@@ -20,7 +20,7 @@ from ray_sisa.config import DataConfig
 from ray_sisa.digests import seal, unseal
 from ray_sisa.engine.runner import Runner, RunnerName, device_of, open_runner
 from ray_sisa.ensemble import Inputs, aggregate, constituent_outputs
-from ray_sisa.errors import DataError, RequestError, StoreError
+from ray_sisa.errors import RequestError, StoreError
 from ray_sisa.evaluation.accuracy import Accuracy, accuracy, cross_entropy
 from ray_sisa.evaluation.membership import MIN_PER_CLASS, Membership, matched_membership_inference, num_matched
 from ray_sisa.features import features_of
@@ -134,6 +134,7 @@ def evaluate(
     if run.record.test_digest is None:
         raise RequestError("data.test", "none", "an evaluation needs a test set", "Make a run with data.test")
     constituents = run.in_force(ledger, head)
+    heads.check_voters(constituents, run.live.num_samples(ledger))
     shard_of = None if forget is None else shards_to_forget(run, ledger, forget)
     model = _chosen(run, approximation, shard_of, ledger) if approximation else None
     members, retain = select(run, ledger, constituents, shard_of, source)
@@ -188,8 +189,6 @@ def _measure(
     everything, device = concatenate(parts), device_of(run.config.scaling)
     images = _features(store, run, parts, slices, runner) if run.training.is_frozen else everything.images
     inputs = Inputs(store=store, run=run, images=images, device=device)
-    if not constituents:
-        raise DataError("ensemble", "0 constituents", "no constituent is left to vote", "Unlearn first, or add data")
     if approximation is None:
         outputs = runner.map(constituent_outputs, inputs, [c.key for c in constituents])
     else:

@@ -5,14 +5,14 @@ Names are looked up batch by batch: memory holds what the run itself has, howeve
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_sisa import ids
+from ray_sisa import ids, near_ids
 from ray_sisa.errors import RequestError
 from ray_sisa.index import ShardIndex
 from ray_sisa.live import LiveSet
@@ -23,6 +23,7 @@ Places = dict[tuple[int, int], list[str]]
 """Sample ids by (shard, slice), each list sorted."""
 
 NUM_EXAMPLES = 20
+NUM_NEAR = 3  # of them told in an error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,12 +35,17 @@ class Found:
     """Names that the run never had, as often as they were named."""
     unknown_examples: tuple[str, ...]
     """The first few of them, cut where they are long."""
+    near: tuple[str, ...] = ()
+    """What the run has that is nearly one of these, see `near_ids`."""
 
     def refuse_unknown(self, field: str, remedy: str) -> None:
         """Raises a RequestError that counts the unknown names and shows the first, if there are any."""
         if self.unknown:
             value = ", ".join(map(ids.shown, self.unknown_examples))
-            raise RequestError(field, value, f"{self.unknown} not in this run", remedy)
+            rule = f"{self.unknown} not in this run"
+            if self.near:
+                rule += f"; it has {', '.join(self.near[:NUM_NEAR])}"
+            raise RequestError(field, value, rule, remedy)
 
 
 class Census:
@@ -62,7 +68,19 @@ class Census:
                 num_unknown += len(unknown)
                 if len(examples) < NUM_EXAMPLES:
                     examples |= dict.fromkeys(map(_cut, unknown.unique()[:NUM_EXAMPLES].to_pylist()))
-        return Found(places=self._places(named), unknown=num_unknown, unknown_examples=tuple(examples)[:NUM_EXAMPLES])
+        unknown_examples = tuple(examples)[:NUM_EXAMPLES]
+        return Found(
+            places=self._places(named),
+            unknown=num_unknown,
+            unknown_examples=unknown_examples,
+            near=near_ids.find(unknown_examples, self._known()) if unknown_examples else (),
+        )
+
+    def _known(self) -> Iterator[pa.StringArray]:
+        """All ids and subjects of the run."""
+        for shard in range(len(self._run.slices)):
+            index = self._live.index(shard)
+            yield from (index.ids, index.subjects)
 
     def _mark(self, names: pa.StringArray, named: dict[int, np.ndarray], *, by_subject: bool) -> pa.StringArray:
         """Marks what a batch names in `named`: bool [n] by shard, over the rows of its index. Returns the unknown."""

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ray_sisa.errors import DataError, StoreError
-from ray_sisa.heads import head_in_force, in_force
+from ray_sisa.heads import check_voters, head_in_force, in_force
 from ray_sisa.layout import HEADS, LEDGER, RUN, UNREACHABLE, damaged, numbered, stage_weights
 from ray_sisa.ledger import EMPTY, read_ledger
+from ray_sisa.live import LiveSet
 from ray_sisa.records import Constituent, RunRecord
 from ray_sisa.store import Store
 from ray_sisa.voting import Rule, vote
@@ -76,6 +77,8 @@ class Ensemble:
 
         self._check(images)
         self.refresh()
+        if not self.constituents:  # only then is it looked at what is live: predictions are many
+            check_voters((), LiveSet(self._store, self._run).num_samples(self._ledger))
         networks = [self._networks[c.key] for c in self.constituents]
         training = trained_part(self._run.training)
         if self._run.training.is_frozen:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ray_sisa.clock import now
 from ray_sisa.digests import digest_bytes, digest_json
-from ray_sisa.errors import BusyError, StoreError
+from ray_sisa.errors import BusyError, DataError, StoreError
 from ray_sisa.layout import HEADS, LEDGER, numbered, stage_record
 from ray_sisa.ledger import Ledger
 from ray_sisa.records import Constituent, Head, StageRecord
@@ -130,6 +130,25 @@ def _fall_back(store: Store, tainted: Constituent, first_slice: int) -> Constitu
             if clean is not None:
                 return constituent(clean)
     return None
+
+
+def check_voters(constituents: Sequence[object], num_live: int) -> None:
+    """Passes if somebody is left to vote.
+
+    Args:
+        constituents: who votes.
+        num_live: samples of the run that are not deleted.
+
+    Raises:
+        DataError: nobody is, for now or for good.
+    """
+    if constituents:
+        return
+    if not num_live:
+        rule = "no constituent is left to vote, nor will there be one: all samples of this run are deleted"
+        raise DataError("ensemble", "0 constituents", rule, "Make a new run, of other samples")
+    remedy = "Run `ray-sisa unlearn RUN` to its end; `ray-sisa status RUN` says what is missing"
+    raise DataError("ensemble", "0 constituents", "no constituent is left to vote until training has ended", remedy)
 
 
 def write_head(store: Store, constituents: Sequence[Constituent], *, ledger: Ledger, complete: bool) -> Head:

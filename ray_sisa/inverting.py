@@ -166,10 +166,10 @@ def invert(
 ) -> InversionReport:
     """Attacks the constituents in force, or all together, and keeps the numbers in the run: see `Run`."""
     head = heads.head_in_force(run.store)
-    constituents = run.in_force(run.ledger(), head)
+    ledger = run.ledger()
+    constituents = run.in_force(ledger, head)
     check(run.record.training, layer)
-    if not constituents:
-        raise DataError("ensemble", "0 constituents", "no constituent is left to attack", "Unlearn first")
+    heads.check_voters(constituents, run.live.num_samples(ledger))
     kept, named = _distinct(run.record.training, public, victims, clusters)
     of_public = public.labels if public_clusters is None else np.array(public_clusters)
     if isinstance(decoder, KernelConfig):

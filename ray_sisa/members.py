@@ -58,7 +58,7 @@ def select(
     """The members of an evaluation, and what is retained: of a forget set, read from its source, or of none.
 
     Raises:
-        RequestError: as `training_members` and `forget_and_retain`.
+        RequestError: as `forget_and_retain`.
     """
     if shard_of is None:
         return training_members(run.store, run.record, run.live, ledger, constituents), None
@@ -75,8 +75,12 @@ def training_members(
 ) -> Members:
     """Samples that each voting stage saw, drawn evenly, as many in all as the test set has where that is more.
 
-    Raises:
-        RequestError: nobody is left to vote.
+    Args:
+        store: of the run.
+        run: its record.
+        live: its live set.
+        ledger: what is deleted.
+        constituents: who votes, at least one.
     """
     each = max(ATTACKED_AT_LEAST, run.num_test_samples // len(run.slices))
     chains = {chain.shard: chain for chain in live.chains(ledger)}
@@ -86,8 +90,6 @@ def training_members(
         samples = concatenate([read_slice(store, digest) for digest in seen])
         rows = np.random.default_rng(voter.shard).permutation(len(samples))[:each]
         parts[voter.shard] = samples.take(np.sort(rows))
-    if not parts:
-        raise RequestError("run", run.config.name, "has no constituent left to vote", "Run unlearn first")
     shards = np.repeat(list(parts), [len(part) for part in parts.values()])
     return Members(samples=concatenate(list(parts.values())), shards=shards)
 

@@ -268,6 +268,9 @@ def _progress(status: Status, num_stages: int) -> str:
     done = num_stages - status.stages_missing
     if not status.head:
         return f"Not trained to the end: {done} of {num_stages} stages are there, and nothing votes yet."
+    if not status.live_samples:
+        pending = "" if status.complete else " What saw them is still to be removed: `ray-sisa unlearn` does."
+        return f"Nothing is left: all samples are deleted, and nothing votes. A new run is needed.{pending}"
     if not status.complete:
         pending = f"{len(status.pending_requests)} of {status.requests} requests pending, " if status.requests else ""
         return (

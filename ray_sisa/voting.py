@@ -40,7 +40,7 @@ def vote(
             "ensemble",
             "0 constituents",
             "no constituent is left to vote",
-            "Unlearn first, or add data",
+            "Give the probabilities of at least one",
         )
     if probabilities.ndim != 3:
         shape = list(probabilities.shape)
