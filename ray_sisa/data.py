@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ray_sisa import images, omniglot, parquet
+from ray_sisa import images, omniglot, parquet, uploads
 from ray_sisa.config import Columns, DataConfig
 from ray_sisa.data_config import Exif
 from ray_sisa.errors import ConfigError, DataError
@@ -273,7 +273,8 @@ def _torchvision(config: DataConfig, name: str, *, train: bool) -> Any:
         return kind(Path(config.root).expanduser(), **options)
     except (OSError, RuntimeError, ValueError, AssertionError) as error:  # absent, damaged, or its server is
         rule = f"does not hold {name}: {error}"
-        raise DataError("data.root", config.root, rule, "Set data.download: true, or check data.root") from error
+        remedy = uploads.remedy_of_absent(config.root, "Set data.download: true, or check data.root")
+        raise DataError("data.root", config.root, rule, remedy) from error
 
 
 def _options(kind: Any, config: DataConfig, *, train: bool) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, GenericError
 from obstore.store import LocalStore, from_url
 
+from ray_sisa import uploads
 from ray_sisa.errors import StoreError
 
 logger = logging.getLogger(__name__)
@@ -206,6 +207,7 @@ def remedy(error: BaseException) -> str:
 
 
 def _resolve_path(path: str) -> str:
+    uploads.check_kept(path)
     try:
         resolved = Path(path).expanduser().resolve()
         resolved.exists()  # asks the system, which knows best what no path can be

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ray_sisa import images
+from ray_sisa import images, uploads
 from ray_sisa.config import DataConfig
 from ray_sisa.errors import ConfigError, DataError
 from ray_sisa.samples import Samples, make_samples
@@ -242,7 +242,8 @@ def _half(config: DataConfig, *, background: bool) -> Path:
         _download(config, root, background=background)
     if not folder.is_dir():
         rule = f"does not hold {_FOLDER}/{folder.name}"
-        raise DataError("data.root", config.root, rule, f"Unpack {folder.name}.zip there, or set data.download: true")
+        remedy = f"Unpack {folder.name}.zip there, or set data.download: true"
+        raise DataError("data.root", config.root, rule, uploads.remedy_of_absent(config.root, remedy))
     return folder
 
 

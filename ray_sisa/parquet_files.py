@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from ray_sisa import memory, thrift
+from ray_sisa import memory, thrift, uploads
 from ray_sisa.config import Columns
 from ray_sisa.errors import ConfigError, DataError
 
@@ -224,9 +224,8 @@ def _files(location: str, field: str) -> list[File]:
         filesystem, path = _resolve(location)
         info = filesystem.get_file_info(path)
         if info.type == pyarrow.fs.FileType.NotFound:
-            raise DataError(
-                field, name, "does not exist", "Check the path; a relative one starts at the working folder"
-            )
+            remedy = "Check the path; a relative one starts at the working folder"
+            raise DataError(field, name, "does not exist", uploads.remedy_of_absent(location, remedy))
         if info.type == pyarrow.fs.FileType.File:
             return [File(field=field, name=name, filesystem=filesystem, path=path)]
         entries = filesystem.get_file_info(pyarrow.fs.FileSelector(path))

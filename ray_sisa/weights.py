@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ray_sisa import models, tensor_names, torch_files
+from ray_sisa import models, tensor_names, torch_files, uploads
 from ray_sisa.errors import ConfigError, StoreError
 from ray_sisa.private_network import STATISTICS, replaced
 
@@ -132,7 +132,8 @@ def _load(path: Path) -> Any:
             raise ConfigError(_FIELD, str(path), "is no regular file", "Copy it into one")
         return reader(path)
     except OSError as error:
-        raise ConfigError(_FIELD, str(path), f"cannot be read: {error.strerror or error}", "Check the path") from None
+        remedy = uploads.remedy_of_absent(str(path), "Check the path")
+        raise ConfigError(_FIELD, str(path), f"cannot be read: {error.strerror or error}", remedy) from None
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
