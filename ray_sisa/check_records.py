@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pydantic import TypeAdapter
 
 from ray_sisa import heads, ledger
+from ray_sisa.activity import Activity
 from ray_sisa.audit import read_evaluation
 from ray_sisa.digests import END, digest_bytes, unseal
 from ray_sisa.errors import StoreError
 from ray_sisa.findings import REPAIR, UNLEARN, Findings, wrong
 from ray_sisa.layout import (
+    ACTIVITY,
     BACKUP,
     CERTIFICATES,
     HEADS,
@@ -92,6 +94,7 @@ class Records:
         history = self._history(know_names=requests)
         certified = self._certificates(know_ledger=requests)
         self._leases()
+        self._activity()
         self._reports()
         return requests and history and certified
 
@@ -293,6 +296,11 @@ class Records:
             with self._found.about(numbered(LEASES, number)):
                 # Its holder may renew or release it while this reads.
                 self._store.find_record(numbered(LEASES, number), LeaseRecord)
+
+    def _activity(self) -> None:
+        if ACTIVITY in self._found.sizes:
+            with self._found.about(ACTIVITY):
+                self._store.find_record(ACTIVITY, Activity)  # its writer may remove it while this reads
 
     def _reports(self) -> None:
         for path in sorted(self._found.sizes):

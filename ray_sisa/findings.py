@@ -65,6 +65,10 @@ KINDS = {
         "whether somebody works on the run is not known: no work can begin",
         f"{REPAIR}: a lease that has ended takes its place",
     ),
+    "activity": (
+        "`status` does not say what is being done; nothing else reads it",
+        f"{REPAIR}: it is removed",
+    ),
     "spent": (
         "what privacy was spent is not known for certain: `status` and the report cannot say",
         f"{BACKUP}; without one no epsilon of this run can be claimed",
@@ -78,7 +82,7 @@ _NAMES = re.compile(
     r"stages/[0-9a-f]{64}/(weights\.safetensors|stage\.json|partial/\d{8}\.(safetensors|json)|"
     r"approximate/[0-9a-f]{64}\.(safetensors|json))|"
     r"spent/[0-9a-f]{64}/\d{8}\.json|"
-    r"(ledger|heads|certificates|lease)/\d{8}\.json|segments/\d{8}\.jsonl|reports/[^/]+|probes/[0-9a-f]{32}"
+    r"(ledger|heads|certificates|lease)/\d{8}\.json|segments/\d{8}\.jsonl|reports/[^/]+|probes/[0-9a-f]{32}|lease/activity\.json"
 )
 
 

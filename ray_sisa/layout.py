@@ -15,6 +15,7 @@
     heads/<n>.json                      ensemble n in force, from 1
     certificates/<n>.json               what was done for request n
     lease/<n>.json                      who reconciles
+    lease/activity.json                 what the holder of the lease is doing; overwritten, and removed at the end
     spent/<stage key>/<n>.json          privacy that training the stage spends, its n-th charge; never removed
     reports/<name>                      what was measured
     probes/<random>                     made twice to see whether the store refuses that; removed at once
@@ -34,6 +35,7 @@ RUN = "run.json"
 LEDGER, SEGMENTS, HEADS, CERTIFICATES = "ledger", "segments", "heads", "certificates"
 LEASES, REPORTS, FEATURES, SPENT = "lease", "reports", "features", "spent"
 PROBES = "probes"
+ACTIVITY = f"{LEASES}/activity.json"
 DIGITS = 8  # numbered objects sort by name
 NUMBERED = re.compile(r"(\d+)\.jsonl?")
 BACKUP = "Restore it from a backup"
@@ -50,6 +52,7 @@ REMADE = {
     "segments",
     "certificates",
     "lease",
+    "activity",
     "reports",
 }
 
@@ -165,6 +168,8 @@ def probe(name: str) -> str:
 def kind_of(path: str) -> str:
     """What an object is, without what makes its name unique: `heads`, `stages/weights`, `partial/record` and so on."""
     folder, *inner = path.split("/")
+    if path == ACTIVITY:
+        return "activity"
     if folder != "stages" or len(inner) < 2:
         return folder
     if inner[1] == "partial":

@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Any
 from ray_sisa import ids
 from ray_sisa.answer import DIGEST_SHOWN, Answer, columns, duration, head_rows, table
 from ray_sisa.errors import SisaError
+from ray_sisa.progress import speed
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from ray_sisa.activity import ShardActivity
     from ray_sisa.check import Checked
     from ray_sisa.forgetting import Forgotten
     from ray_sisa.planning import Plan
     from ray_sisa.reconcile import Reconciliation
     from ray_sisa.spending import PrivacySpent
-    from ray_sisa.status import Status
+    from ray_sisa.status import Status, Work
     from ray_sisa.verify import Verification
 
 _NUM_EXAMPLES = 5  # unknown ids that a person is shown
@@ -82,18 +84,51 @@ def status(found: Status, spent: PrivacySpent | None = None) -> Answer:
         ("complete", "yes" if found.complete else missing),
         ("requests", f"{found.requests}{pending}"),
         ("samples", f"{found.live_samples:,} live"),
+        *(_work(found.work) if found.work else []),
     ]
     if found.retention.sentence:
         rows.append(("deleted", found.retention.sentence))
+    activity = found.work.activity if found.work else None
+    now = {s.shard: _shard_activity(s) for s in activity.shards} if activity else {}
+    names = ("shard", "depth", "stage", "committed", "clean", "samples", *(["now"] if now else []))
     shards = [
-        (f"{s.shard}", f"{s.depth}", (s.stage or "-")[:DIGEST_SHOWN], "yes" if s.clean else "no", f"{s.samples:,}")
+        (
+            *(f"{s.shard}", f"{s.depth}", (s.stage or "-")[:DIGEST_SHOWN], f"{s.committed}"),
+            *("yes" if s.clean else "no", f"{s.samples:,}"),
+            *([now.get(s.shard, "-")] if now else []),
+        )
         for s in found.shards
     ]
-    text = f"{table(rows)}\n\n{columns(('shard', 'depth', 'stage', 'clean', 'samples'), shards)}"
+    fields = asdict(found)
+    if found.work:
+        fields["work"]["activity"] = activity.model_dump(mode="json", exclude={"holder"}) if activity else None
+    text = f"{table(rows)}\n\n{columns(names, shards)}"
     if spent is None:
-        return Answer(fields=asdict(found), text=text)
-    fields = asdict(found) | {"privacy": asdict(spent) | {"label": spent.label}}
+        return Answer(fields=fields, text=text)
+    fields |= {"privacy": asdict(spent) | {"label": spent.label}}
     return Answer(fields=fields, text=f"{text}\n\n{_privacy(spent)}")
+
+
+def _work(work: Work) -> list[tuple[str, str]]:
+    rows = [("works on it", f"{work.holder}; its lease ends in {work.lease_ends_in_s:.0f} s unless it is renewed")]
+    if done := work.activity:
+        share = done.passes_done / done.passes if done.passes else 1.0
+        stages = f"{done.stages_done}/{done.stages} stages, {share:.0%} of passes"
+        rows.append(("training", f"{stages}{speed(done.samples_per_second, done.seconds_left)}"))
+        rows.append(("told", done.written_at))
+    return rows
+
+
+def _shard_activity(shard: ShardActivity) -> str:
+    where = f", process {shard.pid} on node {shard.node}" if shard.node else ""
+    if shard.state == "waiting":
+        return "waits for a worker"
+    if shard.state == "starting":
+        return f"reads its slices{where}"
+    if shard.state == "features":
+        what = f"slice {shard.slice}" if shard.slice else "the test set"
+        return f"features of {what}{where}"
+    return f"slice {shard.slice}, {shard.epochs_done}/{shard.epochs} epochs{where}"
 
 
 def verified(found: Verification) -> Answer:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from ray_sisa.answer import duration
 from ray_sisa.engine.work import ChainEnded, EpochDone, Event, FeaturesUnderway, StageUnderway
+from ray_sisa.headway import Headway
 from ray_sisa.lineage import Stage
 from ray_sisa.records import EpochMetrics
 
@@ -37,15 +38,13 @@ class Progress:
     ) -> None:
         """Takes the stages that are to be trained, and the slices R of a shard."""
         self._num_slices, self._stream, self._clock = num_slices, stream or sys.stderr, clock
-        self._wanted = {stage.key: stage.sample_passes for stage in stages}
-        self._passes: dict[str, int] = {}  # by stage, so that an epoch done twice after a failure counts once
-        self._given = 0  # passes done by earlier processes, which say nothing of the rate
-        self._committed: set[str] = set()
-        self._began = self._told_at = clock()
+        self._headway = Headway(stages, clock)
+        self._told_at = clock()
         self._updates = self._stream.isatty()
 
     def __call__(self, event: Event) -> None:
         """Hears one event."""
+        self._headway.hear(event)
         if isinstance(event, EpochDone):
             self._hear_epoch(event.stage, event.metrics)
         elif isinstance(event, StageUnderway):
@@ -58,32 +57,19 @@ class Progress:
                 self._line(f"shard {event.shard}: chain ended ({event.ending})")
         else:
             record = event.record
-            self._want(record.key, record.sample_passes)
-            self._passes[record.key] = record.sample_passes
-            self._committed.add(record.key)
             where = f"shard {record.shard} slice {record.slice}/{self._num_slices}"
             self._line(f"{where} committed{_accuracies(record.metrics[-1])}, {self._totals()}")
 
     def _hear_epoch(self, stage: Stage, metrics: EpochMetrics) -> None:
-        self._advance(stage, metrics.epoch + 1)
         self._update(f"{self._epoch(stage, metrics.epoch)} loss {metrics.loss:.3f}{_accuracies(metrics)}, ")
 
     def _hear_underway(self, event: StageUnderway) -> None:
         share = event.batch / event.num_batches
-        gained = self._advance(event.stage, event.epoch + share)
         text = f"{self._epoch(event.stage, event.epoch)} {share:.0%} done, "
         if event.what == "resumed":
-            self._given += gained
             self._line(f"{text}taken up where its state was saved, {self._totals()}")
         else:
             self._update(text + ("state saved, " if event.what == "saved" else ""))
-
-    def _advance(self, stage: Stage, epochs: float) -> int:
-        """Takes note that so many epochs of a stage are done; returns how many passes that adds."""
-        self._want(stage.key, stage.sample_passes)
-        before = self._passes.get(stage.key, 0)
-        self._passes[stage.key] = max(before, int(epochs * stage.num_samples))
-        return self._passes[stage.key] - before
 
     def _epoch(self, stage: Stage, epoch: int) -> str:
         return f"shard {stage.shard} slice {stage.slice}/{self._num_slices} epoch {epoch + 1}/{stage.epochs}"
@@ -96,22 +82,24 @@ class Progress:
         elif self._clock() - self._told_at >= LINE_EVERY_S:
             self._line(text + self._totals())
 
-    def _want(self, key: str, sample_passes: int) -> None:
-        # A request that arrives while training asks for stages that were not foreseen.
-        self._wanted.setdefault(key, sample_passes)
-
     def _totals(self) -> str:
-        total, done = sum(self._wanted.values()), sum(self._passes.values())
-        rate = (done - self._given) / max(self._clock() - self._began, 1e-9)
-        left = (total - done) / rate if rate else 0.0
+        (done, total), (committed, stages) = self._headway.passes, self._headway.stages
         share = done / total if total else 1.0
-        stages = f"{len(self._committed)}/{len(self._wanted)} stages"
-        return f"{stages}, {share:.0%} of passes, {rate:,.0f} samples/s, {duration(left)} left"
+        return (
+            f"{committed}/{stages} stages, {share:.0%} of passes{speed(self._headway.rate, self._headway.seconds_left)}"
+        )
 
     def _line(self, text: str) -> None:
         self._told_at = self._clock()
         self._stream.write(("\r\x1b[2K" if self._updates else "") + text + "\n")
         self._stream.flush()
+
+
+def speed(rate: float | None, seconds_left: float | None) -> str:
+    """Rate and time left in words, to be put behind others; empty until they are known."""
+    if rate is None or seconds_left is None:
+        return ""
+    return f", {rate:,.0f} samples/s, {duration(seconds_left)} left"
 
 
 def _accuracies(metrics: EpochMetrics) -> str:

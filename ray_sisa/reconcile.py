@@ -18,12 +18,14 @@ from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 
 from ray_sisa import features, heads, retention
+from ray_sisa.activity import ActivityWriter
 from ray_sisa.certificates import certify
 from ray_sisa.engine.driver import run_chains
 from ray_sisa.engine.runner import OpenRunner, Runner, device_of
 from ray_sisa.engine.work import ChainWork, Event
 from ray_sisa.errors import StoreError, TrainingError
 from ray_sisa.layout import (
+    ACTIVITY,
     FEATURES,
     HEADS,
     LEDGER,
@@ -141,7 +143,7 @@ class Reconciler:
         # The commit records first: without its own a stage is absent, however little else was deleted.
         self._store.delete(stage_record(key) for key in doomed)
         self._store.delete(path for key, paths in doomed.items() for path in paths if path != stage_record(key))
-        self._store.delete(self._left_inside())
+        self._store.delete([*self._left_inside(), ACTIVITY])
         self._purged += len(doomed)
         if self._kept.retention.versions and self._run.config.purge.versions == "delete":
             self._kept = replace(self._kept, objects=retention.remove_versions(self._store))
@@ -193,11 +195,20 @@ class Reconciler:
         with open_runner() as runner:
             self._prepare_test(runner, device, lease)
             tick = self._watch(ledger, lease)
+            activity = ActivityWriter(self._store, lease.record.holder, works)
+
+            def tell(event: Event) -> None:
+                activity.hear(event)
+                self._tell(event)
+
             try:
-                self._trained += run_chains(works, runner, self._run.config.scaling, tell=self._tell, tick=tick)
+                scaling = self._run.config.scaling
+                self._trained += run_chains(works, runner, scaling, tell=tell, tick=tick, watch=activity.watch)
             except TrainingError:
                 lease.check()  # whoever took over may have removed what a chain was reading: that is the reason then
                 raise
+            finally:
+                activity.end()
 
     def _prepare_test(self, runner: Runner, device: str, lease: Lease) -> None:
         """Features of the test set, which all chains read and no request changes."""

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Set
 from dataclasses import dataclass
 
 from ray_sisa import heads
+from ray_sisa.activity import Activity, read_activity
+from ray_sisa.errors import StoreError
 from ray_sisa.layout import CERTIFICATES
+from ray_sisa.lease import holder_of
 from ray_sisa.ledger import Ledger
 from ray_sisa.lineage import Chain
 from ray_sisa.live import LiveSet
@@ -26,6 +31,21 @@ class ShardStatus:
     """Whether the stage in the head saw no deleted sample; where not, readers already fall back before it."""
     samples: int
     """Live samples of the shard."""
+    committed: int
+    """Slice of the deepest stage that is in the store and should exist; 0 where there is none. While a run trains, what
+    is committed votes once all shards are done."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """Who works on a run now."""
+
+    holder: str
+    """Of the lease: host, process and a random part."""
+    lease_ends_in_s: float
+    """Unless it is renewed."""
+    activity: Activity | None
+    """What it said last of the stages that it trains; None where it trains none, or has only begun."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +64,8 @@ class Status:
     ensemble_digest: str | None
     retention: Retention
     """What the store keeps of deleted objects."""
+    work: Work | None
+    """None where nobody works on it, or the lease is damaged (`check` says so)."""
 
 
 def read_status(store: Store, run: RunRecord, live: LiveSet, ledger: Ledger, head: Head | None) -> Status:
@@ -62,15 +84,31 @@ def read_status(store: Store, run: RunRecord, live: LiveSet, ledger: Ledger, hea
         requests=ledger.position,
         pending_requests=pending,
         live_samples=live.num_samples(ledger),
-        shards=tuple(_shard_status(chain, serving, in_head, tainted) for chain in chains),
+        shards=tuple(_shard_status(chain, present, serving, in_head, tainted) for chain in chains),
         stages_missing=missing,
         ensemble_digest=head.ensemble_digest if head else None,
         retention=retention_of(store),
+        work=_work(store),
     )
 
 
+def _work(store: Store) -> Work | None:
+    try:
+        lease = holder_of(store)
+    except StoreError:
+        return None
+    if lease is None:
+        return None
+    left = max(0.0, lease.expires_at - time.time())
+    return Work(holder=lease.holder, lease_ends_in_s=left, activity=read_activity(store, lease))
+
+
 def _shard_status(
-    chain: Chain, serving: dict[int, Constituent], in_head: dict[int, Constituent], tainted: dict[int, int]
+    chain: Chain,
+    present: Set[str],
+    serving: dict[int, Constituent],
+    in_head: dict[int, Constituent],
+    tainted: dict[int, int],
 ) -> ShardStatus:
     votes, named = serving.get(chain.shard), in_head.get(chain.shard)
     return ShardStatus(
@@ -79,4 +117,5 @@ def _shard_status(
         stage=votes.key if votes else None,
         clean=named is None or named.slice < tainted.get(chain.shard, named.slice + 1),
         samples=chain.stages[-1].num_samples if chain.stages else 0,
+        committed=max((stage.slice for stage in chain.stages if stage.key in present), default=0),
     )

@@ -27,6 +27,7 @@ from ray_sisa.errors import BusyError, StoreError
 from ray_sisa.findings import KINDS, REPAIR, Findings, is_name, wrong
 from ray_sisa.inversion.kernel import KernelConfig
 from ray_sisa.layout import (
+    ACTIVITY,
     CERTIFICATES,
     HEADS,
     LEASES,
@@ -493,6 +494,7 @@ def test_names_of_objects() -> None:
         numbered(charges(DIGEST), 1),
         segment(1000),
         report("evaluation.json"),
+        ACTIVITY,
     ]
     assert all(map(is_name, paths))
     assert {kind_of(path) for path in paths} == KINDS.keys()

@@ -7,7 +7,7 @@ import io
 import pytest
 
 from ray_sisa.answer import duration
-from ray_sisa.engine.work import ChainEnded, EpochDone, FeaturesUnderway, StageDone
+from ray_sisa.engine.work import ChainEnded, EpochDone, FeaturesUnderway, StageDone, StageUnderway
 from ray_sisa.lineage import Stage
 from ray_sisa.progress import Progress
 from ray_sisa.records import Environment, EpochMetrics, StageRecord
@@ -76,7 +76,7 @@ def test_plain_lines_are_a_few_epochs_and_every_commit() -> None:
     progress(EpochDone(stage=first, metrics=metrics(1, 0.5)))
     progress(committed(first))
     lines = stream.getvalue().splitlines()
-    totals = "33% of passes, 100 samples/s, 4.0 s left"
+    totals = "33% of passes"  # of rate and time left nothing is known yet: see test_headway.py
     assert lines == [
         f"shard 0 slice 1/2 epoch 2/2 loss 1.500 train 25.0%, test 50.0%, 0/2 stages, {totals}",
         f"shard 0 slice 1/2 committed train 25.0%, test 50.0%, 1/2 stages, {totals}",
@@ -89,7 +89,7 @@ def test_an_epoch_done_twice_counts_once() -> None:
     progress = Progress([only], 1, stream, clock)
     for clock.now in (10.0, 20.0):
         progress(EpochDone(stage=only, metrics=metrics(0)))
-    assert "50% of passes, 5 samples/s" in stream.getvalue().splitlines()[-1]
+    assert stream.getvalue().splitlines()[-1].endswith("50% of passes")
 
 
 def test_stages_that_were_not_foreseen_are_added() -> None:
@@ -127,7 +127,19 @@ def test_a_terminal_has_one_line_that_changes() -> None:
     assert "\n" not in stream.getvalue()
     assert stream.getvalue().count("\r\x1b[2K") == 2
     progress(committed(only))
-    assert stream.getvalue().endswith(" left\n")
+    assert stream.getvalue().endswith("1/1 stages, 100% of passes\n")
+
+
+def test_rate_and_time_left_are_told_once_they_are_known() -> None:
+    stream, clock = io.StringIO(), Clock()
+    only = stage(0, 10)  # 1,000 samples
+    progress = Progress([only], 10, stream, clock)
+    for number in range(12):
+        clock.now = 60.0 + number
+        progress(StageUnderway(stage=only, what="passing", epoch=0, batch=number, num_batches=100))
+    lines = stream.getvalue().splitlines()
+    assert lines[0].endswith("0/1 stages, 0% of passes")
+    assert lines[-1].endswith("0/1 stages, 5% of passes, 10 samples/s, 3 min 10 s left")
 
 
 @pytest.mark.parametrize(
