@@ -89,6 +89,8 @@ class Evaluation:
     num_matched: int | None = None
     """Members that have a test sample of their class each: so many the ensemble is attacked with. None in reports whose
     attacks are against all test samples, whatever their class."""
+    test_samples_in_training: int | None = None
+    """Of the test samples, those that are training samples too; None where they were not counted."""
 
 
 def read_evaluation(store: Store, path: str) -> Evaluation:
@@ -231,6 +233,7 @@ def _measure(
         measured_at=now(),
         approximation=approximation,
         num_matched=attacked[-1].num_matched,
+        test_samples_in_training=run.test_samples_in_training,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -17,7 +18,7 @@ from ray_sisa.errors import ConfigError
 
 if TYPE_CHECKING:
     from ray_sisa.inverting import AttackerConfig
-    from ray_sisa.parquet_files import Location
+    from ray_sisa.parquet_sources import Location
     from ray_sisa.run import Run
     from ray_sisa.samples import Samples
 
@@ -131,6 +132,7 @@ def _attacker(style: _Style, epochs: int | None, seed: int) -> AttackerConfig:
 def _samples(run: Run, location: str, cluster: str | None) -> Samples:
     """The samples at a place: a Parquet file or folder in the run's columns, or the training set of a configuration."""
     from ray_sisa import data, parquet
+    from ray_sisa.image_form import Form
 
     config, own = _config(location), run.record.config.data
     exif = (config and config.exif) or own.exif
@@ -142,17 +144,19 @@ def _samples(run: Run, location: str, cluster: str | None) -> Samples:
     columns = config.columns if config else own.columns if own.source == "parquet" else Columns()
     if cluster is not None:
         columns = columns.model_copy(update={"subject": cluster})
-    return parquet.read(_files(location, config), columns, "data.train", exif)
+    # As the run's own images were, and of a size that the attack judges.
+    form = replace(Form.of_run(run.record.training.image_shape, exif), size=None, may_lose_colour=own.channels == 1)
+    return parquet.read(_files(location, config), columns, "data.train", form)
 
 
 def _has_column(location: str, name: str) -> bool:
     """Whether all files of a place have a column."""
-    from ray_sisa import parquet_files
+    from ray_sisa import parquet_sources
 
     config = _config(location)
     if config is not None and config.source != "parquet":
         return False
-    return all(name in file.column_names() for file in parquet_files.find(_files(location, config), "data.train"))
+    return all(name in file.column_names() for file in parquet_sources.find(_files(location, config), "data.train"))
 
 
 def _config(location: str) -> DataConfig | None:

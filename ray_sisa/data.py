@@ -6,8 +6,6 @@ published or configured, never computed from samples, which may be deleted.
 
 from __future__ import annotations
 
-import inspect
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from ray_sisa import images, omniglot, parquet, uploads
+from ray_sisa import omniglot, parquet, parquet_sources, torchvision_sets
 from ray_sisa.config import Columns, DataConfig
 from ray_sisa.data_config import Exif
 from ray_sisa.errors import ConfigError, DataError
 from ray_sisa.ids import shown
+from ray_sisa.image_form import Form
 from ray_sisa.preprocessing import CIFAR10, CIFAR100
 from ray_sisa.samples import Samples, make_samples
 
@@ -41,6 +40,9 @@ class Dataset:
         deletion_probabilities: float64 [N], how likely the subject of each training sample is to ask for deletion,
             or None; for placements that depend on it. It must have been known before anybody asked.
         configured: whether somebody gave mean and std for this use; else known weights bring their own.
+        has_names: whether equal ids mean the same sample, in the training and in the test set, as ids of a column do;
+            else only content tells.
+        is_published: whether the publisher of the data cut them into training and test set.
 
     Raises:
         DataError: labels out of range, splits of different shapes, or probabilities that are outside 0..1 or not one
@@ -54,11 +56,14 @@ class Dataset:
     std: tuple[float, ...]
     deletion_probabilities: np.ndarray | None = None
     configured: bool = True
+    has_names: bool = False
+    is_published: bool = False
 
     def __post_init__(self) -> None:
         if self.test is not None and self.test.shape != self.train.shape:
             rule = f"must have the shape of the training samples, {list(self.train.shape)}"
-            raise DataError("test samples", list(self.test.shape), rule, "Bring both splits to one shape")
+            remedy = "Bring both splits to one shape; data.channels does so for grey and coloured images"
+            raise DataError("test samples", list(self.test.shape), rule, remedy)
         for split in (self.train, self.test):
             if split is not None:
                 _check_labels(split, self.num_classes)
@@ -98,10 +103,19 @@ def load(config: DataConfig) -> Dataset:
         ConfigError: constants or columns that are missing or do not fit the source.
         DataError: samples that cannot be read, or that break a rule.
     """
+    check_apart(config)
+    return _load(config)
+
+
+def _load(config: DataConfig) -> Dataset:
     known = _PUBLISHED.get(config.source)
     num_classes = config.num_classes or _num_classes(config)
     if num_classes is None:
         raise _unknown_set(config, "data.num_classes")
+    if known is not None and (config.channels or config.size):
+        field = "data.channels" if config.channels else "data.image_size"
+        rule = f"must be left out: images of {config.source} are all of one form"
+        raise ConfigError(field, config.channels or config.image_size, rule, "Leave it out")
     if config.source.startswith("torchvision:") and known is None and config.mean is None:
         raise _unknown_set(config, "data.mean, data.std")
     train, test, probabilities = _splits(config)
@@ -114,7 +128,34 @@ def load(config: DataConfig) -> Dataset:
         std=std,
         deletion_probabilities=probabilities,
         configured=config.mean is not None,
+        has_names=config.columns.id is not None if config.source == "parquet" else True,
+        is_published=config.source not in ("parquet", omniglot.SOURCE),
     )
+
+
+def check_apart(config: DataConfig) -> None:
+    """Passes if no file of a Parquet source is named twice, or as training and as test file; reads none.
+
+    Raises:
+        DataError: one is, and `allow_overlap` does not let it through.
+    """
+    if config.source == "parquet" and config.train is not None:
+        parquet_sources.check_apart(config.train, None if config.allow_overlap else config.test)
+
+
+def load_training(config: DataConfig, shape: tuple[int, ...]) -> Samples:
+    """The training samples alone, for a run that exists, in the shape that its records have.
+
+    What was judged when the run was created is not judged again.
+
+    Raises:
+        ConfigError, DataError: as `load`.
+    """
+    columns = config.columns.model_copy(update={"deletion_probability": None})  # placement is fixed
+    only = config.model_copy(update={"columns": columns, "test": None})
+    if len(shape) == 3 and columns.features is None and config.source not in _PUBLISHED:
+        only = only.model_copy(update={"channels": shape[2], "image_size": shape[:2]})
+    return _load(only).train
 
 
 def count(config: DataConfig) -> int:
@@ -123,13 +164,13 @@ def count(config: DataConfig) -> int:
     Raises:
         ConfigError, DataError: a source that cannot be found.
     """
-    kind, _, name = config.source.partition(":")
+    kind = config.source.partition(":")[0]
     if kind == "digits":
         return int(_digits_for_training().sum())
     if config.source == omniglot.SOURCE:
         return omniglot.count(config)
     if kind == "torchvision":
-        return len(_torchvision(config, name, train=True))
+        return torchvision_sets.count(config)
     assert config.train is not None  # a rule of DataConfig
     return parquet.count(config.train)
 
@@ -227,17 +268,17 @@ def _check_probabilities(train: Samples, probabilities: np.ndarray) -> None:
 
 def _splits(config: DataConfig) -> tuple[Samples, Samples | None, np.ndarray | None]:
     """Training and test samples, and the deletion probabilities of the former."""
-    kind, _, name = config.source.partition(":")
+    kind = config.source.partition(":")[0]
     if kind == "digits":
         return *_digits(), None
     if config.source == omniglot.SOURCE:
         return *omniglot.load(config), None
     if kind == "torchvision":
-        return _torchvision_split(config, name, train=True), _torchvision_split(config, name, train=False), None
+        return *torchvision_sets.load(config, has_arrays=config.source in _PUBLISHED), None
     assert config.train is not None  # a rule of DataConfig
-    exif = config.exif
-    train, probabilities = parquet.read_with_probabilities(config.train, config.columns, "data.train", exif)
-    test = None if config.test is None else parquet.read(config.test, config.columns, "data.test", exif)
+    form = Form.of(config)
+    train, probabilities = parquet.read_with_probabilities(config.train, config.columns, "data.train", form)
+    test = None if config.test is None else parquet.read(config.test, config.columns, "data.test", form)
     return train, test, probabilities
 
 
@@ -259,80 +300,6 @@ def _digits() -> tuple[Samples, Samples]:
     return samples.take(np.flatnonzero(for_training)), samples.take(np.flatnonzero(~for_training))
 
 
-def _torchvision(config: DataConfig, name: str, *, train: bool) -> Any:
-    """One split of a torchvision set, as torchvision gives it."""
-    from torchvision import datasets
-
-    kind: Any = getattr(datasets, name, None)
-    if datasets.VisionDataset not in getattr(kind, "__mro__", ()):
-        raise ConfigError("data.source", config.source, "names no torchvision set", "For example torchvision:CIFAR10")
-    if config.root is None:
-        raise ConfigError("data.root", "none", f"must be the folder of {config.source}", "Set data.root")
-    options = _options(kind, config, train=train)
-    try:
-        return kind(Path(config.root).expanduser(), **options)
-    except (OSError, RuntimeError, ValueError, AssertionError) as error:  # absent, damaged, or its server is
-        rule = f"does not hold {name}: {error}"
-        remedy = uploads.remedy_of_absent(config.root, "Set data.download: true, or check data.root")
-        raise DataError("data.root", config.root, rule, remedy) from error
-
-
-def _options(kind: Any, config: DataConfig, *, train: bool) -> dict[str, Any]:
-    """Arguments that choose the split: torchvision's sets have either `train` or `split`."""
-    parameters = inspect.signature(kind).parameters
-    required = [p.name for p in parameters.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-    split: dict[str, Any] = {"train": train} if "train" in parameters else {"split": "train" if train else "test"}
-    if required != ["root"] or not split.keys() <= parameters.keys():
-        rule = "is no set with just a train and a test split"
-        raise ConfigError("data.source", config.source, rule, "Write it to Parquet, and use source: parquet")
-    if not config.download:
-        return split
-    if "download" not in parameters:
-        raise ConfigError("data.download", "true", f"{config.source} cannot be downloaded", "Fetch it by hand")
-    return {**split, "download": True}
-
-
-def _torchvision_split(config: DataConfig, name: str, *, train: bool) -> Samples:
-    dataset = _torchvision(config, name, train=train)
-    prefix = f"{name}/{'train' if train else 'test'}"
-    ids = [f"{prefix}/{i:05d}" for i in range(len(dataset))]
-    if not ids:
-        raise DataError("data.root", config.root, f"holds no samples of {prefix}", "Check the files")
-    pixels, labels = _arrays(dataset) if config.source in _PUBLISHED else _items(dataset, ids, config.exif)
-    return make_samples(ids=ids, images=pixels, labels=labels)
-
-
-def _arrays(dataset: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels and labels of a set that holds them as arrays: uint8 [N, H, W, C], int64 [N]."""
-    pixels = np.asarray(dataset.data)
-    if pixels.ndim == 3:
-        pixels = pixels[..., None]
-    elif pixels.shape[-1] != 3:  # SVHN is [N, C, H, W]
-        pixels = pixels.transpose(0, 2, 3, 1)
-    labels = dataset.targets if hasattr(dataset, "targets") else dataset.labels
-    return np.ascontiguousarray(pixels), np.asarray(labels, dtype=np.int64)
-
-
-def _items(dataset: Any, ids: Sequence[str], exif: Exif | None) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels and labels of a set of (Pillow image, label) items: uint8 [N, H, W, C], int64 [N]."""
-    labels = np.empty(len(ids), dtype=np.int64)
-    pixels = np.empty(0, dtype=np.uint8)
-    for i, name in enumerate(ids):
-        image, label = dataset[i]
-        if i == 0:
-            pixels = np.empty((len(ids), *images.to_array(image, name, exif=exif).shape), dtype=np.uint8)
-        pixels[i] = images.to_array(image, name, pixels.shape[1:], exif=exif)
-        labels[i] = _label(label, name)
-    return pixels, labels
-
-
-def _label(label: Any, name: str) -> int:
-    try:
-        return operator.index(label)
-    except TypeError:
-        raise DataError("label", label, f"must be an integer, in {name}", "Use a classification set") from None
-
-
 def _inputs(path: str, shape: tuple[int, ...], columns: Columns, exif: Exif | None) -> tuple[list[str], np.ndarray]:
     suffix = Path(path).suffix.lower()
     if suffix == ".parquet":
@@ -346,7 +313,7 @@ def _inputs(path: str, shape: tuple[int, ...], columns: Columns, exif: Exif | No
         raise DataError("inputs", path, f"cannot be read: {error}", "Check the path") from error
     if len(shape) != 3:
         raise DataError("inputs", path, f"is an image, but {list(shape)} is expected", "Give feature vectors")
-    return [path], images.decode(content, path, shape, exact=False, exif=exif)[None]
+    return [path], Form.of_run(shape, exif).decode(content, path, shape)[None]
 
 
 def _array(path: str) -> np.ndarray:

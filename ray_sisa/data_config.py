@@ -5,7 +5,7 @@ The settings alone: `data.py` reads what they say.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -42,12 +42,19 @@ class Columns(Section):
 class DataConfig(Section):
     """Where samples come from, and the constants that describe them."""
 
+    added: ClassVar[tuple[str, ...]] = ("allow_overlap", "exif", "channels", "image_size")
+
     source: str
     """`digits`, `parquet`, or `torchvision:NAME`."""
     train: str | tuple[str, ...] | None = None
-    """Parquet files to train on; of Omniglot the split: `background` (default), `evaluation`, `small1` or `small2`."""
+    """Parquet files to train on: a file, a folder, a pattern, or a list of these (`parquet_sources.find`).
+
+    Of Omniglot the split: `background` (default), `evaluation`, `small1` or `small2`.
+    """
     test: str | tuple[str, ...] | None = None
     """Likewise, to test on; none by default."""
+    allow_overlap: bool = False
+    """Whether test samples may be training samples too; their number is told wherever the test set is used."""
     root: str | None = None
     """Folder of a torchvision set."""
     download: bool = False
@@ -56,6 +63,13 @@ class DataConfig(Section):
 
     Fixed for the life of a run, and predictions follow it. Of TIFF files the tag is applied in any case.
     """
+    channels: Count | None = None
+    """Of images: 3 gives grey ones three equal channels, 1 turns coloured ones grey by their luma.
+
+    Without it, as many as `mean` has values, and coloured images are not turned grey; else all must have the same.
+    """
+    image_size: Count | tuple[Count, Count] | None = None
+    """Height and width of images in pixels, or one number for both; others are refused. Else all must be equal."""
     columns: Columns = Columns()
     num_classes: Count | None = None
     mean: tuple[float, ...] | None = None
@@ -79,3 +93,18 @@ class DataConfig(Section):
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean, std: one without the other; give both or neither")
         return self
+
+    @model_validator(mode="after")
+    def _only_images_have_channels(self) -> DataConfig:
+        if self.columns.features is not None:
+            for field in ("channels", "image_size"):
+                if value := getattr(self, field):
+                    raise ValueError(f"{field}: {value!r} must be left out with columns.features, no images")
+        if self.channels is not None and self.mean is not None and len(self.mean) != self.channels:
+            raise ValueError(f"mean: {self.mean!r} must have one value for each of the {self.channels} channels")
+        return self
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width that images must have, where that is said."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size

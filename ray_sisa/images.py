@@ -7,7 +7,8 @@ unasked; turns photographs as their orientation tag says, unless told to ignore 
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -25,10 +26,14 @@ MAX_PIXELS = 1 << 24
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 Shape = tuple[int, ...]
+Fit = Literal["same", "lossless", "any"]
+"""Which change of an image's channels is allowed: none; none that loses colour; or any."""
+
+_MODES = {1: "grey", 3: "coloured (RGB)"}
 
 
 def decode(
-    content: bytes, name: str, shape: Shape | None = None, *, exact: bool = True, exif: Exif | None = None
+    content: bytes, name: str, shape: Shape | None = None, *, fit: Fit = "lossless", exif: Exif | None = None
 ) -> np.ndarray:
     """Pixels of one encoded image: uint8 [H, W, C], C 1 or 3.
 
@@ -36,7 +41,7 @@ def decode(
         content: the bytes of the file.
         name: what errors call the image.
         shape: (H, W, C) that it must have; without one its own is taken.
-        exact: refuse to turn a coloured image grey where `shape` has one channel.
+        fit: which change of its channels to those of `shape` is allowed.
         exif: whether to `apply` an orientation tag, which is the default, or to `ignore` it.
 
     Raises:
@@ -48,7 +53,7 @@ def decode(
         depth.check(content, name)
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _check_still(image, name)
-            return to_array(image, name, shape, exact=exact, exif=exif)
+            return to_array(image, name, shape, fit=fit, exif=exif)
     except SisaError:
         raise
     except Exception as error:  # Pillow's decoders raise almost anything on bytes that are damaged
@@ -57,7 +62,7 @@ def decode(
 
 
 def to_array(
-    image: Image.Image, name: str, shape: Shape | None = None, *, exact: bool = True, exif: Exif | None = None
+    image: Image.Image, name: str, shape: Shape | None = None, *, fit: Fit = "lossless", exif: Exif | None = None
 ) -> np.ndarray:
     """Pixels of an open Pillow image, under the rules of `decode`: uint8 [H, W, C]."""
     _check_limit(image, name)
@@ -69,11 +74,32 @@ def to_array(
     pixels = np.asarray(_without_palette_or_alpha(orientation.turned(image, turn), name))
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
-    if shape is None or pixels.shape == shape:
+    return pixels if shape is None else to_channels(pixels[None], lambda _: name, shape[2], fit)[0]
+
+
+def to_channels(pixels: np.ndarray, name: Callable[[int], str], channels: int, fit: Fit) -> np.ndarray:
+    """Images with so many channels: grey ones get three equal ones; coloured ones become grey where that is allowed.
+
+    Args:
+        pixels: uint8 [n, H, W, C].
+        name: what errors call the image of a row.
+        channels: that are wanted.
+        fit: which change is allowed.
+
+    Raises:
+        DataError: it is not.
+    """
+    own = pixels.shape[3]
+    if own == channels:
         return pixels
-    if shape[2] == 3:
-        return np.repeat(pixels, 3, axis=2)
-    return _grey(pixels, name, exact=exact)
+    if {own, channels} != {1, 3}:
+        rule = f"has {own} channel(s), but {channels} are expected"
+        raise DataError("image", name(0), rule, "Bring all images to one number of channels, or correct data.channels")
+    if fit == "same":
+        rule = f"is {_MODES[own]}, but others are {_MODES[channels]}, and nothing says what all are to be"
+        remedy = "Set data.channels: 3, which gives grey images three equal channels, or 1, which takes colour away"
+        raise DataError("image", name(0), rule, remedy)
+    return np.repeat(pixels, 3, axis=3) if channels == 3 else _grey(pixels, name, fit)
 
 
 def _check_still(image: Image.Image, name: str) -> None:
@@ -114,13 +140,16 @@ def _without_palette_or_alpha(image: Image.Image, name: str) -> Image.Image:
     return image if image.mode == plain else image.convert(plain)
 
 
-def _grey(pixels: np.ndarray, name: str, *, exact: bool) -> np.ndarray:
-    """One channel of three: that of grey pixels, or their luma (ITU-R 601-2, as Pillow has it) if not `exact`."""
+def _grey(pixels: np.ndarray, name: Callable[[int], str], fit: Fit) -> np.ndarray:
+    """One channel of three: that of grey pixels, or their luma (ITU-R 601-2, as Pillow has it)."""
     from PIL import Image
 
-    if (pixels == pixels[:, :, :1]).all():
-        return pixels[:, :, :1]
-    if exact:
-        rule = "is coloured, but the images before it are grey"
-        raise DataError("image", name, rule, "Bring all images to one mode")
-    return np.asarray(Image.fromarray(pixels).convert("L"))[:, :, None]
+    is_grey = (pixels == pixels[..., :1]).all((1, 2, 3))
+    if is_grey.all():
+        return pixels[..., :1]
+    if fit == "lossless":
+        rule = "is coloured, but one channel is expected"
+        remedy = "Set data.channels: 1 to turn coloured images grey, or give data.mean and data.std three values"
+        raise DataError("image", name(int(np.argmin(is_grey))), rule, remedy)
+    rows = Image.fromarray(pixels.reshape(-1, *pixels.shape[2:])).convert("L")  # of all images, one below the other
+    return np.asarray(rows).reshape(*pixels.shape[:3], 1)

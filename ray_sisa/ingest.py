@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ray_sisa import preprocessing, retention
+from ray_sisa import overlap, preprocessing, retention
 from ray_sisa.clock import now
 from ray_sisa.config import RunConfig, TrainingRecipe, epochs_by_slice
 from ray_sisa.data import Dataset
@@ -39,14 +39,16 @@ def ingest(store: Store, config: RunConfig, dataset: Dataset) -> RunRecord:
     Raises:
         ConfigError: more places than subjects, a placement that needs deletion probabilities which the data do not
             have, or a recipe that does not fit the data.
-        DataError: no subject's deletion probability is above 0, and the placement depends on them.
+        DataError: no subject's deletion probability is above 0, and the placement depends on them; or test samples are
+            training samples too.
         StoreError: the store cannot be written, would let others create the same objects, or keeps what is deleted and
             is not to.
     """
-    retention.look(store, config.purge)
-    store.prove()
     config = _resolved(config)
     _check_enough(config, dataset.train)
+    overlapping = overlap.count(config.data, dataset)
+    retention.look(store, config.purge)
+    store.prove()
     places = place(config.placement, dataset.train.subjects, dataset.deletion_probabilities)
     training = resolve_recipe(store, config, dataset, slice_sizes(config.placement, places))
     preprocessing.check_fit(dataset.train.images, training)
@@ -62,6 +64,7 @@ def ingest(store: Store, config: RunConfig, dataset: Dataset) -> RunRecord:
         index_digests=tuple(digest for _, digest in written),
         fingerprint=digest_json([[entry.digest for entry in shard] for shard in slices]),
         created_at=now(),
+        test_samples_in_training=overlapping,
     )
     if store.create(RUN, record.to_bytes()):
         return record
@@ -202,10 +205,12 @@ def differing_fields(ours: RunConfig, theirs: RunConfig) -> Sequence[str]:
     """Fields that fix a run for life and differ between two configurations, as `section.field`."""
     fixed = ("name", "data", "placement", "recipe")
     mine, other = (_flatten(c.model_dump(mode="json", include=set(fixed))) for c in (ours, theirs))
+    for permission in (mine, other):  # it let samples in or not, and changed none
+        permission.pop("data.allow_overlap", None)
     # Absent means: whatever the run has.
     for name, given in (("placement.key", theirs.placement.key), ("data.exif", theirs.data.exif)):
         if given is None:
-            mine.pop(name), other.pop(name)
+            mine.pop(name, None), other.pop(name, None)
     return sorted(name for name in mine.keys() | other.keys() if mine.get(name) != other.get(name))
 
 

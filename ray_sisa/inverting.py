@@ -129,6 +129,8 @@ class InversionReport:
     mean_image: Reconstruction
     """The mean of the public images, whatever the victim."""
     measured_at: str
+    test_samples_in_training: int | None = None
+    """Of the test samples on which accuracies are; None where they were not counted when the run was created."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -192,7 +194,7 @@ def invert(
         found = opened.map(attack, plan, wanted, lambda number, told: tell(wanted[number].name, told))
     answers = cast(list[_Answer], found)
     baselines = _baselines(plan, answers)
-    made = _report(plan, head, constituents, answers, baselines, len(victims) - len(kept))
+    made = _report(plan, run.record, head, constituents, answers, baselines, len(victims) - len(kept))
     content = seal(TypeAdapter(InversionReport).dump_json(made, indent=1))
     run.store.create(measurement("inversion", head.number, content), content)
     if pictures is not None:
@@ -208,6 +210,7 @@ def _baselines(plan: Plan, answers: Sequence[_Answer]) -> dict[str, np.ndarray]:
 
 def _report(
     plan: Plan,
+    record: RunRecord,
     head: Head,
     constituents: Sequence[Constituent],
     answers: Sequence[_Answer],
@@ -230,6 +233,7 @@ def _report(
         linear_code=_measure(plan, baselines[CODE]),
         mean_image=_measure(plan, baselines[MEAN]),
         measured_at=now(),
+        test_samples_in_training=record.test_samples_in_training,
     )
 
 

@@ -63,10 +63,8 @@ def select(
     if shard_of is None:
         return training_members(run.store, run.record, run.live, ledger, constituents), None
     read = source or run.record.config.data
-    # Placement is fixed: deletion probabilities are not read again, wherever they are by now.
-    columns = read.columns.model_copy(update={"deletion_probability": None})
     exif = read.exif or run.record.config.data.exif  # read as the run was
-    everything = data.load(read.model_copy(update={"columns": columns, "exif": exif})).train
+    everything = data.load_training(read.model_copy(update={"exif": exif}), run.record.training.image_shape)
     return forget_and_retain(run.record, run.live, ledger, shard_of, everything)
 
 

@@ -6,12 +6,11 @@ preallocated array, after it has seen that the array fits; never computes a stat
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -20,35 +19,34 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs
 
-from ray_sisa import ids, images, memory
+from ray_sisa import ids, memory
 from ray_sisa.config import Columns
 from ray_sisa.data_config import Exif
 from ray_sisa.digests import canonical_json, digest_bytes
 from ray_sisa.errors import ConfigError, DataError
+from ray_sisa.image_form import Form
 from ray_sisa.parquet_files import (
     BATCH_ROWS,
     UNREADABLE,
     File,
-    Location,
     check_names,
     check_types,
-    find,
     is_tensor,
     rows_at_a_time,
     without_secrets,
 )
+from ray_sisa.parquet_sources import Location, find
 from ray_sisa.samples import Samples, make_samples
 
 logger = logging.getLogger(__name__)
 
+ANY = Form()  # what all samples share, whatever it is
 ROW_OVERHEAD = 200  # bytes that id, subject and label of a sample take at the height of reading
-_Decode = Callable[..., np.ndarray]
-"""`images.decode`, with what all images of a reading have in common."""
 MAX_COLUMN = (1 << 31) - 1  # bytes of all ids, or of all subjects: what Arrow's strings can number
 
 
-def read(location: Location, columns: Columns, field: str = "data.train", exif: Exif | None = None) -> Samples:
-    """All samples of Parquet files, in the order of files (sorted in a folder) and rows.
+def read(location: Location, columns: Columns, field: str = "data.train", form: Form = ANY) -> Samples:
+    """All samples of Parquet files, in the order of files (`parquet_sources.find`) and rows, images in one form.
 
     Without an id column the id is the BLAKE2b-256 digest of label and content, cut to 16 bytes, in hexadecimal; the
     second and later of identical samples get the suffix "#2", "#3", ... The order of rows decides nothing but which
@@ -59,13 +57,13 @@ def read(location: Location, columns: Columns, field: str = "data.train", exif: 
         DataError: files that cannot be read, without rows, or with values of another kind than named in `Columns`.
     """
     samples, _ = read_with_probabilities(
-        location, columns.model_copy(update={"deletion_probability": None}), field, exif
+        location, columns.model_copy(update={"deletion_probability": None}), field, form
     )
     return samples
 
 
 def read_with_probabilities(
-    location: Location, columns: Columns, field: str = "data.train", exif: Exif | None = None
+    location: Location, columns: Columns, field: str = "data.train", form: Form = ANY
 ) -> tuple[Samples, np.ndarray | None]:
     """As `read`, and the deletion probability that stands at each sample: float64 [N], or None without the column.
 
@@ -73,7 +71,7 @@ def read_with_probabilities(
         ConfigError: as `read`.
         DataError: as `read`, and for probabilities that are null or outside 0..1.
     """
-    named, content = _read(location, columns, field, exif, labelled=True)
+    named, content = _read(location, columns, field, form, labelled=True)
     labels = named["label"].to_numpy()
     samples = make_samples(
         ids=_joined(named, "id") if columns.id is not None else _content_ids(content, labels),
@@ -95,7 +93,7 @@ def read_inputs(
         ConfigError, DataError: as `read`, and for content of another shape.
     """
     unlabelled = columns.model_copy(update={"subject": None, "deletion_probability": None})
-    named, content = _read(location, unlabelled, "inputs", exif, labelled=False, shape=shape)
+    named, content = _read(location, unlabelled, "inputs", Form.of_run(shape, exif), labelled=False, shape=shape)
     if columns.id is not None:
         return named["id"].to_pylist(), content
     name = without_secrets(location)
@@ -160,32 +158,31 @@ def _read(
     location: Location,
     columns: Columns,
     field: str,
-    exif: Exif | None,
+    form: Form,
     *,
     labelled: bool,
     shape: tuple[int, ...] | None = None,
 ) -> tuple[pa.Table, np.ndarray]:
     """The wanted columns of id, subject, label and probability; and uint8 [N, H, W, C] or float32 [N, D] content.
 
-    A `shape` is that of the content, and images are brought to its channels even where colour is lost.
+    A `shape` is what the content must have; without one it follows from the form.
     """
     files = find(location, field)
     total = sum(file.num_rows() for file in files)
     if total == 0:
         raise _no_samples(files, field)
-    decode = functools.partial(images.decode, exact=shape is None, exif=exif)
     content = np.empty(0)
     named: list[pa.Table] = []
     row = 0
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="decode") as pool:
         for batch in _batches(files, columns, labelled=labelled):
             if shape is None:
-                shape = _first_shape(batch, columns, decode)
+                shape = _shape(batch, columns, form)
             if not named:
                 content = _empty(field, total, shape)
             if row + batch.rows.num_rows > total:
                 raise batch.file.unreadable(ValueError("it has more rows than it says"), batch.first_row)
-            content[row : row + batch.rows.num_rows] = _content(batch, columns, shape, pool, decode)
+            content[row : row + batch.rows.num_rows] = _content(batch, columns, shape, pool, form)
             row += batch.rows.num_rows
             named.append(_named(batch, columns, labelled=labelled))
     if row != total:
@@ -205,14 +202,14 @@ def _empty(field: str, total: int, shape: tuple[int, ...]) -> np.ndarray:
     return np.empty((total, *shape), dtype)
 
 
-def _first_shape(batch: _Batch, columns: Columns, decode: _Decode) -> tuple[int, ...]:
-    """Shape of the first sample: what the others must have."""
+def _shape(batch: _Batch, columns: Columns, form: Form) -> tuple[int, ...]:
+    """Shape of all samples: as the form says; what it leaves open they share, so that any of them tells."""
     if columns.features is not None:
         return (len(columns.features),)
     kind = batch.rows.schema.field(columns.image).type
     if is_tensor(kind):
-        return (*kind.shape, 1)[:3]
-    return decode(_encoded(batch, columns.image)[0].as_py(), batch.name(0)).shape
+        return form.shape(lambda: (*kind.shape, 1)[:3])
+    return form.shape(lambda: form.decode(_encoded(batch, columns.image)[0].as_py(), batch.name(0)).shape)
 
 
 def _joined(named: pa.Table, name: str) -> pa.StringArray:
@@ -243,16 +240,22 @@ def _batches(
     """Batches with at least one row, of the wanted columns."""
     wanted = _wanted(columns, labelled=labelled)
     names = list(dict.fromkeys(wanted.values()))
+    as_text = [name for name in (columns.id, columns.subject) if name is not None]
     for file in files:
         first_row = 0
         try:
             with file.open() as parquet:
-                check_names(file, wanted, parquet.schema_arrow)
-                check_types(file, columns, parquet.schema_arrow, labelled=labelled)
-                size = min(num_rows, rows_at_a_time(file, parquet.schema_arrow, names))
-                for rows in parquet.iter_batches(size, columns=names):
+                within = parquet.schema_arrow
+                keys = {key: value for key, value in file.keys(as_text).items() if key not in within.names}
+                schema = pa.schema([*within, *(pa.field(key, value.type) for key, value in keys.items())])
+                check_names(file, wanted, schema)
+                check_types(file, columns, schema, labelled=labelled)
+                size = min(num_rows, rows_at_a_time(file, schema, names))
+                for rows in parquet.iter_batches(size, columns=[name for name in names if name not in keys]):
                     if rows.num_rows:
                         rows.validate(full=True)  # Arrow trusts offsets and text that it reads
+                        for key in filter(keys.__contains__, names):
+                            rows = rows.append_column(key, pa.repeat(keys[key], rows.num_rows))
                         yield _with_ids(_Batch(file=file, first_row=first_row, rows=rows, ids=None), columns.id)
                         first_row += rows.num_rows
         except UNREADABLE as error:
@@ -313,14 +316,15 @@ def _probabilities(batch: _Batch, name: str) -> pa.DoubleArray:
     return values
 
 
-def _content(batch: _Batch, columns: Columns, shape: tuple[int, ...], pool: Executor, decode: _Decode) -> np.ndarray:
+def _content(batch: _Batch, columns: Columns, shape: tuple[int, ...], pool: Executor, form: Form) -> np.ndarray:
     """uint8 [n, H, W, C] or float32 [n, D]."""
     if columns.features is not None:
         content = _features(batch, columns.features)
     elif is_tensor(batch.rows.schema.field(columns.image).type):
         content = _tensors(batch, columns.image)
+        content = form.bring(content, batch.name, shape) if len(shape) == 3 else content
     else:
-        return _decoded(batch, columns.image, shape, pool, decode)
+        return _decoded(batch, columns.image, shape, pool, form)
     if content.shape[1:] != shape:
         rule = f"has shape {list(content.shape[1:])}, but {list(shape)} is expected"
         raise DataError("image" if columns.features is None else "features", batch.name(0), rule, "Bring all to one")
@@ -358,7 +362,7 @@ def _encoded(batch: _Batch, name: str) -> pa.Array:
     return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
 
-def _decoded(batch: _Batch, name: str, shape: tuple[int, ...], pool: Executor, decode: _Decode) -> np.ndarray:
+def _decoded(batch: _Batch, name: str, shape: tuple[int, ...], pool: Executor, form: Form) -> np.ndarray:
     """A column of encoded images: uint8 [n, H, W, C]."""
     column = _encoded(batch, name)
     if len(shape) != 3:
@@ -366,7 +370,7 @@ def _decoded(batch: _Batch, name: str, shape: tuple[int, ...], pool: Executor, d
     decoded = np.empty((len(column), *shape), dtype=np.uint8)
 
     def put(i: int) -> None:
-        decoded[i] = decode(column[i].as_py(), batch.name(i), shape)
+        decoded[i] = form.decode(column[i].as_py(), batch.name(i), shape)
 
     for _ in pool.map(put, range(len(column))):
         pass

@@ -1,27 +1,24 @@
-"""Parquet files found, and judged by what they declare before a value of them is read.
+"""One Parquet file, judged by what it declares before a value of it is read.
 
 Parquet is compressed and names repeated values once, so a few bytes can be gigabytes: how much is read at a time
-follows from what the file declares. The values are for `parquet` to read.
+follows from what the file declares. Which files there are is for `parquet_sources`, their values are for `parquet`.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from ray_sisa import memory, thrift, uploads
+from ray_sisa import memory, thrift
 from ray_sisa.config import Columns
 from ray_sisa.errors import ConfigError, DataError
-
-Location = str | Sequence[str]
-"""A file, a folder of *.parquet files, a URI of either, or several of these."""
 
 BATCH_ROWS = 1024
 BATCH_BYTES = 1 << 27  # of one column in a batch, where what the file declares tells
@@ -48,6 +45,7 @@ _PAGE_KIND, _PAGE_SIZE = 1, 2
 
 _PAGE_HEADER = 4096  # bytes; those of a dictionary are short, of others they hold the least and greatest value
 _TAIL = 8  # size of the footer and "PAR1"
+_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # what writers of such folders put for a null
 _TENSOR_BYTES = 8  # to read one value of a tensor: Parquet holds it as 32 bits and two levels of 16
 
 
@@ -64,11 +62,21 @@ class File:
         """The file, its footer read."""
         return pq.ParquetFile(self.path, filesystem=self.filesystem, page_checksum_verification=True)
 
+    def keys(self, names: Sequence[str]) -> dict[str, pa.Scalar]:
+        """What folders KEY=VALUE on the way to the file say: the innermost where a key stands twice.
+
+        Args:
+            names: keys whose values are names, and stay as they are written; others are numbers where they can be.
+        """
+        parts = (part.partition("=") for part in self.path.split("/")[:-1])
+        found = {unquote(key): unquote(value) for key, equals, value in parts if equals and key}
+        return {key: _scalar(value, is_name=key in names) for key, value in found.items()}
+
     def column_names(self) -> list[str]:
-        """Names of the columns that the footer declares."""
+        """Names of the columns that the footer declares, and of those that folders KEY=VALUE add."""
         try:
             with self.open() as parquet:
-                return list(parquet.schema_arrow.names)
+                return list(dict.fromkeys([*parquet.schema_arrow.names, *self.keys(())]))
         except UNREADABLE as error:
             raise self.unreadable(error) from error
 
@@ -88,16 +96,6 @@ class File:
         at = "" if first_row is None else f" in the rows from {first_row} on"
         reason = without_secrets(str(error))[:300]
         return DataError(self.field, self.name, f"cannot be read as Parquet{at}: {reason}", "Check the file")
-
-
-def find(location: Location, field: str) -> list[File]:
-    """The files at a location, those of a folder sorted by name.
-
-    Raises:
-        DataError: there are none, or they cannot be opened.
-    """
-    parts = [location] if isinstance(location, str) else list(location)
-    return [file for part in parts for file in _files(part, field)]
 
 
 def without_secrets(text: str) -> str:
@@ -166,6 +164,17 @@ def decoded_type(kind: pa.DataType) -> pa.DataType:
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
+def _scalar(text: str, *, is_name: bool) -> pa.Scalar:
+    """The value that a folder's name gives to a column."""
+    if text == _NO_VALUE:
+        return pa.scalar(None, pa.string() if is_name else pa.int64())
+    if not is_name and re.fullmatch(r"[+-]?[0-9]{1,18}", text):
+        return pa.scalar(int(text), pa.int64())
+    if not is_name and re.fullmatch(r"[+-]?[0-9]*\.?[0-9]+([eE][+-]?[0-9]+)?", text):
+        return pa.scalar(float(text), pa.float64())
+    return pa.scalar(text, pa.string())
+
+
 def _chunks(raw: pa.NativeFile) -> list[thrift.Struct]:
     """The column chunks that the footer describes, by its own field numbers."""
     end = raw.size() - _TAIL
@@ -216,31 +225,3 @@ def _is_encoded_image(kind: pa.DataType) -> bool:
         kind = kind.field("bytes").type
     kind = decoded_type(kind)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _files(location: str, field: str) -> list[File]:
-    name = without_secrets(location)
-    try:
-        filesystem, path = _resolve(location)
-        info = filesystem.get_file_info(path)
-        if info.type == pyarrow.fs.FileType.NotFound:
-            remedy = "Check the path; a relative one starts at the working folder"
-            raise DataError(field, name, "does not exist", uploads.remedy_of_absent(location, remedy))
-        if info.type == pyarrow.fs.FileType.File:
-            return [File(field=field, name=name, filesystem=filesystem, path=path)]
-        entries = filesystem.get_file_info(pyarrow.fs.FileSelector(path))
-    except (OSError, pa.ArrowException) as error:
-        rule = f"cannot be opened: {without_secrets(str(error))}"
-        raise DataError(field, name, rule, "Check the path and the access to it") from None
-    found = sorted((e for e in entries if e.is_file and e.base_name.endswith(".parquet")), key=lambda e: e.base_name)
-    if not found:
-        raise DataError(field, name, "is a folder without *.parquet files", "Name the folder that holds them")
-    folder = name.rstrip("/")
-    return [File(field=field, name=f"{folder}/{e.base_name}", filesystem=filesystem, path=e.path) for e in found]
-
-
-def _resolve(location: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    if "://" in location:
-        filesystem, path = pyarrow.fs.FileSystem.from_uri(location)
-        return filesystem, path
-    return pyarrow.fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(location))

@@ -101,6 +101,7 @@ def plan_config(config: RunConfig, num_requests: int | None = None) -> Plan:
 
     if num_requests is not None:
         _check_equal_slices(config, num_requests)
+    data.check_apart(config.data)
     num_samples = data.count(config.data)
     with tempfile.TemporaryDirectory() as folder:
         dataset = data.load(_one_sample(config.data, Path(folder)))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ray_sisa import ids
 from ray_sisa.answer import DIGEST_SHOWN, Answer, columns, duration, head_rows, table
 from ray_sisa.errors import SisaError
+from ray_sisa.printing_measures import in_training
 from ray_sisa.progress import speed
 
 if TYPE_CHECKING:
@@ -86,6 +87,8 @@ def status(found: Status, spent: PrivacySpent | None = None) -> Answer:
         ("samples", f"{found.live_samples:,} live"),
         *(_work(found.work) if found.work else []),
     ]
+    if found.test_samples:
+        rows.append(("test set", f"{found.test_samples:,} samples{in_training(found.test_samples_in_training)}"))
     if found.retention.sentence:
         rows.append(("deleted", found.retention.sentence))
     activity = found.work.activity if found.work else None

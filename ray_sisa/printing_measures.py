@@ -32,6 +32,7 @@ def evaluated(found: Evaluation, *, with_roc: bool, is_repeatable: bool) -> Answ
         "complete": found.complete,
         "aggregation": found.aggregation,
         "test": asdict(found.test),
+        "test_samples_in_training": found.test_samples_in_training,
         "shards": [
             {"shard": s.shard, "slice": s.slice, "top1": s.test.top1, "top5": s.test.top5} for s in found.shards
         ],
@@ -74,6 +75,13 @@ def nature(approximation: Approximation | None, *, is_repeatable: bool = True) -
     return f"approximate ({title}): no exactness certificate; the run's own `unlearn` gives one"
 
 
+def in_training(number: int | None) -> str:
+    """What follows the number of test samples wherever they are counted: how many of them were trained on."""
+    if number is None:
+        return ", not compared with the training samples"
+    return f", {number:,} of them also in the training set" if number else ", none of them in the training set"
+
+
 def inverted(made: InversionReport, pictures: Path | None) -> Answer:
     """The answer of `attack inversion`."""
     victims = f"{made.num_victims:,}"
@@ -95,6 +103,8 @@ def inverted(made: InversionReport, pictures: Path | None) -> Answer:
         if one.accuracy is not None and one.accuracy_without_noise is not None:
             without = f", {one.accuracy_without_noise:.1%} without noise" if made.noise else ""
             rows.append(("  accuracy", f"{one.accuracy:.1%}{without}"))
+    if made.targets[0].accuracy is not None:
+        rows.append(("test set", f"accuracies are on it{in_training(made.test_samples_in_training)}"))
     rows.append((made.random_weights.target.name, _reconstruction(made.random_weights.black_box)))
     rows.append(("linear code", _reconstruction(made.linear_code)))
     rows.append(("mean image", _reconstruction(made.mean_image)))
@@ -149,7 +159,7 @@ def _evaluation_text(found: Evaluation, *, is_repeatable: bool) -> str:
         ("model", nature(found.approximation, is_repeatable=is_repeatable)),
         *head_rows(found.head, found.ensemble_digest),
         ("votes", _votes(found)),
-        ("test", _accuracy(found.test)),
+        ("test", _accuracy(found.test) + in_training(found.test_samples_in_training)),
     ]
     rows += [("forget", _accuracy(found.forget))] if found.forget else []
     rows += [("retain", _accuracy(found.retain))] if found.retain else []

@@ -62,6 +62,8 @@ class RunRecord(StoredRecord):
     fingerprint: str
     """Digest of all slice digests: the data set as it was at ingest."""
     created_at: str
+    test_samples_in_training: int | None = None
+    """Test samples that are training samples too, by id or content; None where nobody counted, or there is no test."""
 
     @model_validator(mode="before")
     @classmethod

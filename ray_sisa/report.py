@@ -25,8 +25,8 @@ from ray_sisa.errors import StoreError
 from ray_sisa.layout import HEADS, numbered, report
 from ray_sisa.ledger import Ledger
 from ray_sisa.lineage import Chain, recipe_digest
-from ray_sisa.printing_measures import nature
-from ray_sisa.records import Environment, Head, StageRecord
+from ray_sisa.printing_measures import in_training, nature
+from ray_sisa.records import Environment, Head, RunRecord, StageRecord
 
 if TYPE_CHECKING:
     # Read only: these modules load torch and scikit-learn, which the page does without.
@@ -132,6 +132,7 @@ def render(page: Page) -> str:
         lstrip_blocks=True,
     )
     templates.filters |= {"percent": percent, "band": null_band, "seconds": seconds, "day": _day, "nature": nature}
+    templates.filters["in_training"] = in_training
     return templates.get_template("report.html.j2").render(page=page, above_null=above_null)
 
 
@@ -155,6 +156,7 @@ def make_page(run: Run) -> Page:
             _progress(status, num_stages),
             *_cost(total_costs(run, ledger, requests)),
             *_findings(states, targets),
+            *_overlap(run.record),
         ),
         states=states,
         approximate=_approximate(run.evaluations()),
@@ -312,6 +314,15 @@ def _findings(states: Sequence[Measured], targets: Sequence[Target]) -> list[str
     if without := [label for label, ms in attacks.items() if not ms]:
         found.append(f"No single shard could be attacked {', '.join(without)}: too few members, or no vote.")
     return found
+
+
+def _overlap(record: RunRecord) -> list[str]:
+    if not record.test_samples_in_training:
+        return []
+    number, of = record.test_samples_in_training, record.num_test_samples
+    return [
+        f"{number:,} of the {of:,} test samples were trained on: accuracies and attacks on the test set are biased."
+    ]
 
 
 def percent(share: float) -> str:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+)
 from pydantic_core import PydanticCustomError
 
 
@@ -12,6 +19,17 @@ class Section(BaseModel):
     """A part of a configuration; a field that it does not have is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    added: ClassVar[tuple[str, ...]] = ()
+    """Fields that came after names had been given to what holds the section. They are written out where they differ
+    from their default, so that those names stay."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_added(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = write(self)
+        kind = type(self)
+        same = [name for name in kind.added if getattr(self, name) == kind.model_fields[name].default]
+        return {name: value for name, value in content.items() if name not in same}
 
     @field_validator("*", mode="before")
     @classmethod

@@ -66,6 +66,9 @@ class Status:
     """What the store keeps of deleted objects."""
     work: Work | None
     """None where nobody works on it, or the lease is damaged (`check` says so)."""
+    test_samples: int
+    test_samples_in_training: int | None
+    """Of the test samples; None where they were not counted when the run was created, or there are none."""
 
 
 def read_status(store: Store, run: RunRecord, live: LiveSet, ledger: Ledger, head: Head | None) -> Status:
@@ -89,6 +92,8 @@ def read_status(store: Store, run: RunRecord, live: LiveSet, ledger: Ledger, hea
         ensemble_digest=head.ensemble_digest if head else None,
         retention=retention_of(store),
         work=_work(store),
+        test_samples=run.num_test_samples,
+        test_samples_in_training=run.test_samples_in_training,
     )
 
 

@@ -220,6 +220,22 @@ def test_torchvision_needs_a_root() -> None:
         data.load(DataConfig(source="torchvision:MNIST"))
 
 
+def test_torchvision_sets_of_one_form_are_told_none(tmp_path: Path) -> None:
+    for source, settings in (("digits", {"channels": 3}), ("torchvision:MNIST", {"image_size": 28})):
+        field = next(iter(settings))
+        with pytest.raises(ConfigError, match=f"data.{field} = .*must be left out: images of {source}"):
+            data.load(DataConfig(source=source, root=str(tmp_path), **settings))
+
+
+def test_single_images_of_torchvision_are_of_the_form_that_is_configured(tmp_path: Path) -> None:
+    write_mnist(tmp_path, "KMNIST", pixels_of(6, 28, 28), pixels_of(2, 28, 28))
+    options = {"source": "torchvision:KMNIST", "root": str(tmp_path), "num_classes": 10}
+    loaded = data.load(DataConfig(**options, mean=(0.5,) * 3, std=(0.5,) * 3))
+    assert loaded.train.shape == (28, 28, 3)
+    with pytest.raises(DataError, match=r"is 28 x 28 pixels .*, but 32 x 32 are expected"):
+        data.load(DataConfig(**options, mean=(0.5,), std=(0.5,), image_size=32))
+
+
 # Parquet, and the rules for all sources. The files themselves: test_parquet.py.
 
 
@@ -257,7 +273,7 @@ def test_features(tmp_path: Path, mean: tuple[float, ...] | None) -> None:
 
 
 def test_scaling_must_match_the_channels(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data.mean = \(0.5,\): must have 3 value\(s\)"):
+    with pytest.raises(DataError, match=r"is coloured, but one channel is expected.*data.std three values"):
         data.load(parquet_config(tmp_path, pixels_of(3, 4, 4, 3), [0, 1, 2], mean=(0.5,), std=(0.5,) * 3))
     with pytest.raises(ConfigError, match=r"data.std = \(0.5, 0.5\): must have 3 value\(s\)"):
         data.load(parquet_config(tmp_path, pixels_of(3, 4, 4, 3), [0, 1, 2], mean=(0.5,) * 3, std=(0.5,) * 2))

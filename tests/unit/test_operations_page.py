@@ -30,10 +30,11 @@ OBJECT, COLUMN = "PATH OF AN OBJECT", "NAME OF A COLUMN"
 AS_TEXT = "kind"  # the class is passed on: RequestError, or DataError, whose fields others raise as well
 # Fields that are named where a function is called.
 PASSED_ON = {
-    ("data.py", "ConfigError"): {"data.num_classes", "data.mean", "data.std"},
+    ("data.py", "ConfigError"): {"data.num_classes", "data.mean", "data.std", "data.channels", "data.image_size"},
     ("omniglot.py", "ConfigError"): {"data.train", "data.test"},
     ("parquet_files.py", "ConfigError"): {"data.columns"},
     ("parquet_files.py", "DataError"): {"data.train", "data.test", "inputs", COLUMN},
+    ("parquet_sources.py", "DataError"): {"data.train", "data.test", "inputs"},
     ("parquet.py", "DataError"): {"data.train", "data.test", "inputs", COLUMN},
     ("samples.py", "DataError"): {"id", "subject"},
     ("ids.py", "RequestError"): {"samples", "subjects", "ids", "--from", "--subjects-from", "--forget"},

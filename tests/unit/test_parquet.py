@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ray_sisa import parquet
-from ray_sisa.config import Columns
+from ray_sisa.config import Columns, DataConfig
 from ray_sisa.errors import ConfigError, DataError, SisaError
+from ray_sisa.image_form import Form
 from ray_sisa.samples import Samples
 
 HUB = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -106,14 +107,6 @@ def test_more_rows_than_a_batch(tmp_path: Path) -> None:
     path = str(tmp_path / "large.parquet")
     pq.write_table(hub_table(images), path)
     assert np.array_equal(parquet.read(path, WITH_ID).images, images)
-
-
-def test_first_image_decides_the_mode(tmp_path: Path) -> None:
-    colour, grey = random_images(1)[0], random_images(1, (4, 5, 1))[0]
-    samples = parquet.read(write(tmp_path, hub_table([colour, grey])), WITH_ID)
-    assert np.array_equal(samples.images[1], np.repeat(grey, 3, axis=2))
-    with pytest.raises(DataError, match=r"a1 \(row 1 of .*is coloured"):
-        parquet.read(write(tmp_path, hub_table([grey, colour])), WITH_ID)
 
 
 # Locations.
@@ -359,3 +352,73 @@ def test_errors_survive_pickling(tmp_path: Path) -> None:
     with pytest.raises(SisaError) as error:
         parquet.read(str(tmp_path / "absent"), WITH_ID)
     assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
+
+
+# The form of images.
+
+
+def mixed_table() -> pa.Table:
+    """Two coloured images and between them a grey one, and one that is stored as coloured and is grey."""
+    colour, grey = random_images(2), random_images(1, (4, 5, 1))[0]
+    return hub_table([colour[0], grey, colour[1], np.repeat(grey, 3, axis=2)])
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [1, 0, 3, 2], [3, 1], [1, 3]])
+def test_mixed_images_are_refused_where_nothing_says_what_they_are_to_be(tmp_path: Path, order: list[int]) -> None:
+    path = write(tmp_path, mixed_table().take(order))
+    with pytest.raises(
+        DataError, match=r"image = a\d .*nothing says what all are to be.*Set data.channels: 3, .* or 1"
+    ):
+        parquet.read(path, WITH_ID)
+    assert parquet.read(path, WITH_ID, form=Form(channels=3)).shape == (4, 5, 3)
+
+
+def test_grey_images_get_three_channels_and_coloured_ones_one(tmp_path: Path) -> None:
+    path = write(tmp_path, mixed_table())
+    three = parquet.read(path, WITH_ID, form=Form(channels=3)).images
+    one = parquet.read(path, WITH_ID, form=Form(channels=1, may_lose_colour=True)).images
+    assert np.array_equal(three[1], three[3])
+    assert np.array_equal(three[1], np.repeat(one[1], 3, axis=2))
+    assert np.array_equal(one[0, :, :, 0], np.asarray(Image.fromarray(three[0]).convert("L")))
+    with pytest.raises(
+        DataError, match=r"a0 .*is coloured, but one channel is expected.*data.channels: 1 .*three values"
+    ):
+        parquet.read(path, WITH_ID, form=Form(channels=1))
+    grey = write(tmp_path, mixed_table().take([3, 1]))
+    assert np.array_equal(parquet.read(grey, WITH_ID, form=Form(channels=1)).images, one[[3, 1]])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_tensors_take_the_same_form_as_encoded_images(tmp_path: Path, channels: int) -> None:
+    form = Form(channels=channels, may_lose_colour=True)
+    for name, shape in (("a", (4, 5, 3)), ("b", (4, 5)), ("c", (4, 5, 1))):
+        images = random_images(3, shape)
+        tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(images)
+        encoded = hub_table(images.reshape(3, 4, 5, -1), label=[0] * 3)
+        write(tmp_path, encoded.drop_columns("img").append_column("img", tensors), f"{name}.parquet")
+        write(tmp_path, encoded, f"{name}.encoded")
+        read = [parquet.read(str(tmp_path / f), WITH_ID, form=form) for f in (f"{name}.parquet", f"{name}.encoded")]
+        assert content(read[0]) == content(read[1])
+    with pytest.raises(DataError, match="nothing says what all are to be"):
+        parquet.read([str(tmp_path / f"{name}.parquet") for name in "ba"], Columns())
+    with pytest.raises(DataError, match=r"has 1 channel\(s\), but 4 are expected"):
+        parquet.read(str(tmp_path / "b.parquet"), Columns(), form=Form(channels=4))
+
+
+def test_a_size_that_is_said_is_that_of_all(tmp_path: Path) -> None:
+    path = write(tmp_path, hub_table([*random_images(1, (6, 5, 3)), *random_images(3)]))
+    with pytest.raises(DataError, match=r"a0 .*is 6 x 5 pixels .*, but 4 x 5 are expected"):
+        parquet.read(path, WITH_ID, form=Form(size=(4, 5)))
+    with pytest.raises(DataError, match=r"a1 .*is 4 x 5 pixels .*, but 6 x 5 are expected"):
+        parquet.read(path, WITH_ID)
+
+
+def test_the_form_follows_from_the_configuration() -> None:
+    def form(**settings: object) -> Form:
+        return Form.of(DataConfig.model_validate({"source": "parquet", "train": "a", "num_classes": 2, **settings}))
+
+    assert form() == Form()
+    assert form(mean=[0.5], std=[0.5]) == Form(channels=1)
+    assert form(channels=1, image_size=[4, 5]) == Form(channels=1, size=(4, 5), may_lose_colour=True)
+    assert form(channels=3, image_size=32).shape(lambda: pytest.fail("an image was asked")) == (32, 32, 3)
+    assert form(mean=[0.5], std=[0.5], columns={"features": ["x", "y"]}) == Form()

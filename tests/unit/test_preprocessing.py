@@ -56,7 +56,7 @@ def images(low: int = 0, high: int = 256, count: int = 60, side: int = 32) -> np
 def dataset(pixels: np.ndarray, **constants: Any) -> Dataset:
     ids = [f"s{i}" for i in range(len(pixels))]
     samples = make_samples(ids=ids, images=pixels, labels=np.arange(len(ids)) % 3)
-    return Dataset(train=samples, test=samples, num_classes=3, **constants)
+    return Dataset(train=samples, test=None, num_classes=3, **constants)
 
 
 def config(folder: Path, **sections: Any) -> Any:
