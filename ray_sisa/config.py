@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -207,6 +207,8 @@ class PurgeConfig(Section):
 
 class RunConfig(Section):
     """One run: its name, data, placement, recipe and scaling."""
+
+    added: ClassVar[tuple[str, ...]] = ("purge",)
 
     name: str = Field(pattern=NAME)
     storage_path: str = "./runs"
