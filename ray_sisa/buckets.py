@@ -6,13 +6,16 @@ provider is asked by a client of its own, which is an extra: without it nothing 
 
 from __future__ import annotations
 
+import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from obstore.store import ObjectStore, S3Store
+from obstore.store import AzureStore, GCSStore, ObjectStore, S3Store
 
 DAY_S = 86400
 PAGE = 1000  # versions deleted with one request
@@ -47,13 +50,13 @@ class Bucket(ABC):
         """For how many seconds deleted objects can be restored."""
         return 0
 
-    @abstractmethod
     def versions(self, folder: str) -> Iterator[Version]:
         """Every version of every object in a folder of the prefix."""
+        raise Unknown("old versions are listed and removed on S3 alone")
 
-    @abstractmethod
     def delete(self, versions: Sequence[Version]) -> list[Version]:
         """Deletes versions for good, and returns those that it could not."""
+        raise Unknown("old versions are listed and removed on S3 alone")
 
     def old_versions(self, folders: Sequence[str]) -> list[Version]:
         """Whatever in these folders is not the content that a reader gets, marks of deletions included."""
@@ -80,7 +83,11 @@ def open_bucket(objects: ObjectStore) -> Bucket:
     """
     if isinstance(objects, S3Store):
         return S3Bucket(dict(objects.config), str(objects.prefix or ""))
-    raise Unknown("versions are looked at on S3 alone")
+    if isinstance(objects, GCSStore):
+        return GoogleBucket(dict(objects.config), str(objects.prefix or ""))
+    if isinstance(objects, AzureStore):
+        return AzureContainer(dict(objects.config), str(objects.prefix or ""))
+    raise Unknown("only S3, Google Cloud Storage and Azure are asked")
 
 
 class S3Bucket(Bucket):
@@ -136,3 +143,77 @@ class S3Bucket(Bucket):
                 raise Unknown(f"s3:DeleteObjectVersion failed: {error}") from None
             failed |= {(each["Key"], each.get("VersionId", "")) for each in answer.get("Errors", ())}
         return [each for each in versions if (each.path, each.version) in failed]
+
+
+class GoogleBucket(Bucket):
+    """Of Google Cloud Storage, by Google's client, with the service account that `obstore` finds, or the machine's."""
+
+    def __init__(self, config: dict[str, Any], prefix: str) -> None:
+        super().__init__(config["bucket"], prefix)
+        try:
+            from google.api_core.exceptions import GoogleAPIError
+            from google.auth.credentials import AnonymousCredentials
+            from google.auth.exceptions import GoogleAuthError
+            from google.cloud import storage
+        except ImportError:
+            raise Unknown("google-cloud-storage is not installed (pip install 'ray-sisa[gcs]')") from None
+        path = os.environ.get("GOOGLE_SERVICE_ACCOUNT") or os.environ.get("GOOGLE_SERVICE_ACCOUNT_PATH")
+        errors = (GoogleAPIError, GoogleAuthError, OSError, ValueError)  # those of its HTTP client are of OSError
+        try:
+            key = json.loads(Path(path).read_text()) if path else {}
+            server = {"api_endpoint": key["gcs_base_url"]} if "gcs_base_url" in key else None
+            if key.get("disable_oauth"):  # of an emulator, as `obstore` has it
+                client = storage.Client("none", AnonymousCredentials(), client_options=server)
+            else:
+                make = partial(storage.Client.from_service_account_info, key) if path else storage.Client
+                client = make(client_options=server)
+            self._bucket = client.get_bucket(self.name, timeout=30, retry=None)
+        except errors as error:
+            raise Unknown(f"storage.buckets.get failed: {error}") from None
+
+    def keeps_versions(self) -> bool:
+        """As the metadata of the bucket say."""
+        return bool(self._bucket.versioning_enabled)
+
+    def soft_delete_s(self) -> int:
+        """Likewise."""
+        return int(self._bucket.soft_delete_policy.retention_duration_seconds or 0)
+
+
+class AzureContainer(Bucket):
+    """Of Azure, by Microsoft's client, with the key of the account."""
+
+    def __init__(self, config: dict[str, Any], prefix: str) -> None:
+        super().__init__(config["container_name"], prefix)
+        try:
+            from azure.core.exceptions import AzureError
+            from azure.storage.blob import BlobServiceClient
+        except ImportError:
+            raise Unknown("azure-storage-blob is not installed (pip install 'ray-sisa[azure]')") from None
+        account, key = (os.environ.get(f"AZURE_STORAGE_ACCOUNT_{name}") for name in ("NAME", "KEY"))
+        if not account or not key:
+            raise Unknown("AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY are not set")
+        is_emulator = os.environ.get("AZURE_STORAGE_USE_EMULATOR", "").lower() == "true"
+        emulator = os.environ.get("AZURITE_BLOB_STORAGE_URL", "http://127.0.0.1:10000")
+        server = f"{emulator}/{account}" if is_emulator else f"https://{account}.blob.core.windows.net"
+        self._errors = (AzureError, ValueError)
+        try:
+            self._client = BlobServiceClient(server, credential=key, retry_total=3, connection_timeout=5)
+            self._properties = self._client.get_service_properties()
+        except self._errors as error:
+            raise Unknown(f"the properties of the account cannot be read: {error}") from None
+
+    def keeps_versions(self) -> bool:
+        """As any object of the run tells; the account's own properties do not, to those who use it for data."""
+        try:
+            blobs = self._client.get_container_client(self.name).list_blobs(self._prefix, include=["versions"])
+            if any(blob.version_id for blob in blobs):
+                return True
+        except self._errors as error:
+            raise Unknown(f"the container cannot be listed: {error}") from None
+        raise Unknown("Azure does not tell those who only store objects whether versions are kept")
+
+    def soft_delete_s(self) -> int:
+        """As the account's properties say."""
+        policy = self._properties["delete_retention_policy"]
+        return int(policy.days or 0) * DAY_S if policy.enabled else 0

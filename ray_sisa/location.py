@@ -34,6 +34,7 @@ command ends within half more, since to give back the run's lease is tried once.
 STALL_S = min(30.0, TIMEOUT_S / 6)  # how long a reply may take to begin, and to go on
 RETRY_S = min(10.0, TIMEOUT_S / 18)  # the library's own patience, within which it hears no Ctrl-C
 CONNECT_S = min(5.0, TIMEOUT_S / 36)
+ALLOW_HTTP = {"gs": "GOOGLE_ALLOW_HTTP", "az": "AZURE_ALLOW_HTTP"}  # for a server of one's own, by scheme
 _PROCESSES: set[int] = set()  # that have used a server: a fork inherits what it finds here
 # What will be the same the next time, though the library has no other name for it.
 FOR_GOOD = re.compile(
@@ -139,6 +140,8 @@ def open_remote(uri: str, upload_s: float = 0.0) -> obstore.store.ObjectStore:
         "read_timeout": timedelta(seconds=STALL_S + upload_s),
         "connect_timeout": timedelta(seconds=CONNECT_S),
     }
+    if os.environ.get(ALLOW_HTTP.get(urlsplit(base).scheme, ""), "").lower() == "true":
+        client["allow_http"] = True  # the library reads these only where it is given no options of a client
     special = _s3_options(options) if base.startswith("s3://") else {}
     client |= special.pop("client_options", {})
     arguments: dict[str, Any] = {"retry_config": retry, "client_options": client, **special}

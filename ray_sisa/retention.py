@@ -80,9 +80,14 @@ def retention_of(store: Store) -> Retention:
         return Retention()
     try:
         bucket = open_bucket(open_remote(store.uri))
-        return Retention(versions=bucket.keeps_versions(), soft_delete_s=bucket.soft_delete_s())
+        soft_delete_s = bucket.soft_delete_s()
     except Unknown as reason:
         return Retention(unknown=str(reason))
+    try:
+        return Retention(versions=bucket.keeps_versions(), soft_delete_s=soft_delete_s)
+    except Unknown as reason:
+        # What is kept for days is kept, whatever becomes of versions.
+        return Retention(soft_delete_s=soft_delete_s, unknown="" if soft_delete_s else str(reason))
 
 
 def look(store: Store, purge: PurgeConfig) -> Retention:
@@ -94,10 +99,10 @@ def look(store: Store, purge: PurgeConfig) -> Retention:
     found = retention_of(store)
     if not found.sentence:
         return found
-    removable = found.versions and not found.soft_delete_s
+    removable = found.versions and not found.soft_delete_s and store.uri.startswith("s3")
     if purge.versions == "refuse" or (purge.versions == "delete" and not removable):
         value = f"{purge.versions}, {without_options(store.uri)}"
-        rule = found.sentence if purge.versions == "refuse" else f"cannot be done: {found.sentence}"
+        rule = found.sentence if purge.versions == "refuse" else f"removes versions, and on S3 alone: {found.sentence}"
         raise StoreError("purge.versions", value, rule, REMEDY)
     if purge.versions == "warn" and store.uri not in _TOLD:
         _TOLD.add(store.uri)

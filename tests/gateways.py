@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections import Counter
 from collections.abc import Iterable
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
@@ -47,14 +48,23 @@ class UploadsAsJson(FaultProxy):
 
     def exchange(self, method: str, path: str, headers: list[tuple[str, str]], body: bytes) -> Reply:
         given = {name.lower(): value for name, value in headers}
+        host = ("Host", "{}:{}".format(*self.address))  # by which the server tells this interface from others
         if method != "PUT":
-            return super().exchange(method, path, headers, body)
+            others = [(name, value) for name, value in headers if name.lower() != "host"]
+            return super().exchange(method, path, [host, *others], body)
         bucket, _, name = path.removeprefix("/").partition("/")
-        upload = f"/upload/storage/v1/b/{bucket}/o?uploadType=media&name={quote(unquote(name), safe='')}"
+        upload = f"/upload/storage/v1/b/{bucket}/o?uploadType=multipart"  # the only kind whose conditions it looks at
         if condition := given.get("x-goog-if-generation-match"):
             upload += f"&ifGenerationMatch={condition}"
-        kept = {"host": given["host"], "content-type": "application/octet-stream", "content-length": str(len(body))}
-        reply = super().exchange("POST", upload, list(kept.items()), body)
+        boundary = secrets.token_hex(16)
+        parts = [("application/json", json.dumps({"name": unquote(name)}).encode()), ("application/octet-stream", body)]
+        form = b"".join(
+            b"--%s\r\nContent-Type: %s\r\n\r\n%s\r\n" % (boundary.encode(), t.encode(), c) for t, c in parts
+        )
+        form += f"--{boundary}--".encode()
+        kind = f"multipart/related; boundary={boundary}"
+        kept = [host, ("Content-Type", kind), ("Content-Length", str(len(form)))]
+        reply = super().exchange("POST", upload, kept, form)
         if reply.status >= 300:
             return reply
         made = json.loads(reply.content)

@@ -1,13 +1,15 @@
-"""What the tests of storage share: one S3 server, a proxy that misbehaves, and places for runs on disk and on S3."""
+"""What the tests of storage share: servers, a proxy that misbehaves, and places for runs on each kind of storage."""
 
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import programs
 import pytest
+from clouds import Azurite, Emulator, FakeGCS, Missing
 from places import config_in, storage_on, use_keys
 from servers import FaultProxy, SeaweedFS
 from small_runs import all_samples, block_over_two_shards, dataset, digits, small_config, write_parquet
@@ -72,15 +74,52 @@ def proxy(server: SeaweedFS, keys: None) -> Iterator[FaultProxy]:
         yield proxy
 
 
-@pytest.fixture(params=["disk", "s3"])
+def started(emulator: Emulator) -> Iterator[Emulator]:
+    try:
+        with emulator:
+            yield emulator
+    except Missing as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="session")
+def azure_server() -> Iterator[Emulator]:
+    """Azurite, with one container."""
+    yield from started(Azurite())
+
+
+@pytest.fixture(scope="session")
+def gcs_server() -> Iterator[Emulator]:
+    """fake-gcs-server, with one bucket."""
+    yield from started(FakeGCS())
+
+
+@pytest.fixture
+def cloud(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Makes an empty `storage_path` on `azure` or `gcs`, with credentials in the environment."""
+
+    def storage_on_cloud(name: str) -> str:
+        server: Emulator = request.getfixturevalue(f"{name}_server")
+        for variable, value in server.environment.items():
+            monkeypatch.setenv(variable, value)
+        return f"{server.scheme}://{server.bucket}/{secrets.token_hex(4)}"
+
+    return storage_on_cloud
+
+
+@pytest.fixture(params=["disk", "s3", *(pytest.param(name, marks=pytest.mark.cloud) for name in ("azure", "gcs"))])
 def storage_path(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty `storage_path`, on local disk and on S3."""
-    return str(tmp_path / "runs") if request.param == "disk" else request.getfixturevalue("s3")
+    """An empty `storage_path`, on local disk and on S3; and in `make test-all` on what stands for other clouds."""
+    if request.param == "disk":
+        return str(tmp_path / "runs")
+    if request.param == "s3":
+        return str(request.getfixturevalue("s3"))
+    return str(request.getfixturevalue("cloud")(request.param))
 
 
 @pytest.fixture
 def store(storage_path: str) -> Store:
-    """An empty store, on local disk and on S3."""
+    """An empty store, on each kind of storage."""
     return Store(join_run(storage_path, "run"))
 
 

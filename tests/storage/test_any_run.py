@@ -1,4 +1,4 @@
-"""A run from its creation to its last report, on local disk and on S3: the same models, to the last bit."""
+"""A run from its creation to its last report, on each kind of storage: the same models, to the last bit."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def test_a_run_by_calls(storage_path: str, expected: tuple[str, str]) -> None:
     assert run.unlearn(runner="local").ensemble_digest == expected[1]
     status, checked = run.status(), run.check()
     assert (status.complete, status.live_samples) == (True, len(all_samples()) - len(forgotten))
-    assert (checked.findings, checked.notes) == ((), ())
+    assert checked.findings == ()
+    assert [note for note in checked.notes if "could not be found out" not in note] == []  # of retention, on clouds
     assert run.verify(runner="local").ok
     evaluation = run.evaluate(runner="local")
     assert run.evaluations() == [evaluation]

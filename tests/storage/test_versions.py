@@ -8,22 +8,30 @@ from __future__ import annotations
 import logging
 import secrets
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import boto3
 import programs
 import pytest
+from azure.storage.blob import BlobServiceClient, RetentionPolicy
 from botocore.config import Config
+from clouds import Azurite, FakeGCS
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import storage
 from places import config_in
 from servers import SeaweedFS
 from small_runs import all_samples, dataset, small_config
 
 from ray_sisa import retention
+from ray_sisa.config import PurgeConfig
 from ray_sisa.digests import seal
 from ray_sisa.errors import StoreError
+from ray_sisa.location import join_run
 from ray_sisa.records import Certificate
 from ray_sisa.run import Run
+from ray_sisa.store import Store
 
 KEEPS = "the bucket keeps deleted objects as versions"
 
@@ -223,3 +231,36 @@ def test_a_certificate_of_before_nobody_asked(s3: str) -> None:
 
 def seal_of(certificate: Certificate, without: tuple[str, ...]) -> bytes:
     return seal(certificate.model_dump_json(indent=1, exclude=set(without)).encode())
+
+
+@pytest.mark.cloud
+def test_versions_of_google_cloud_storage(gcs_server: FakeGCS, cloud: Callable[[str], str]) -> None:
+    """Found out, and said. What soft delete keeps the emulator cannot say."""
+    plain = Store(join_run(cloud("gcs"), "run"))
+    assert retention.retention_of(plain) == retention.Retention()
+    client = storage.Client("none", AnonymousCredentials(), client_options={"api_endpoint": gcs_server.endpoint})
+    bucket = client.bucket("kept")
+    bucket.versioning_enabled = True
+    client.create_bucket(bucket)
+    kept = Store(plain.uri.replace(gcs_server.bucket, "kept"))
+    assert retention.retention_of(kept).sentence == KEEPS
+    with pytest.raises(StoreError, match=r"purge\.versions = delete, .* on S3 alone"):
+        retention.look(kept, PurgeConfig(versions="delete"))
+    missing = Store(plain.uri.replace(gcs_server.bucket, "none"))
+    assert "storage.buckets.get failed" in retention.retention_of(missing).unknown
+
+
+@pytest.mark.cloud
+def test_soft_delete_of_azure(azure_server: Azurite, cloud: Callable[[str], str]) -> None:
+    """Found out, and said. Of versions the emulator knows nothing."""
+    store = Store(join_run(cloud("azure"), "run"))
+    assert "Azure does not tell" in retention.retention_of(store).unknown
+    client = BlobServiceClient(f"{azure_server.endpoint}/{azure_server.account}", credential=azure_server.key)
+    client.set_service_properties(delete_retention_policy=RetentionPolicy(enabled=True, days=5))
+    try:
+        found = retention.look(store, PurgeConfig(versions="warn"))
+        assert found.sentence == "the bucket keeps deleted objects for 5 days, by soft delete"
+        with pytest.raises(StoreError, match="on S3 alone: the bucket keeps deleted objects for 5 days"):
+            retention.look(store, PurgeConfig(versions="delete"))
+    finally:
+        client.set_service_properties(delete_retention_policy=RetentionPolicy(enabled=False))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+from pathlib import Path
 
+import obstore
 import pytest
-from obstore.exceptions import GenericError
+from obstore.exceptions import BaseError, GenericError
 
 from ray_sisa import location
 from ray_sisa.errors import StoreError
@@ -131,3 +134,23 @@ def test_all_requests_share_an_outage(monkeypatch: pytest.MonkeyPatch, caplog: p
     assert outage.failed(1199.5, "why") == 0.5
     now[0] = 9000.0  # nobody asked for long: that is another outage
     assert outage.failed(8999.0, "why") == 1.0
+
+
+@pytest.mark.parametrize(("uri", "variable"), [("gs://bucket/run", "GOOGLE"), ("az://container/run", "AZURE")])
+def test_plain_http_is_allowed_by_the_providers_own_variable(
+    uri: str, variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server of one's own is asked then; without it the library refuses before it asks."""
+    key = {"gcs_base_url": "http://127.0.0.1:9", "disable_oauth": True, "client_email": "", "private_key": ""}
+    (tmp_path / "key.json").write_text(json.dumps(key | {"private_key_id": ""}))
+    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(tmp_path / "key.json"))
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "a2V5")
+    monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", "http://127.0.0.1:9")
+    for name, seconds in {"RETRY_S": 0.1, "STALL_S": 0.3}.items():
+        monkeypatch.setattr(location, name, seconds)
+    for allowed in ("", "true"):
+        monkeypatch.setenv(f"{variable}_ALLOW_HTTP", allowed)
+        with pytest.raises(BaseError) as caught:
+            obstore.get(open_remote(uri), "object")
+        assert ("builder error" in str(caught.value)) == (not allowed), str(caught.value)
