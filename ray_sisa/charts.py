@@ -140,6 +140,7 @@ def attack_points(states: Sequence[Measured]) -> str:
         figure = Figure(figsize=(9.6, 1.1 + 0.28 * len(rows) * (len(states) + 0.6)), layout="constrained")
         axis = figure.subplots()
         step = 1 / (len(states) + 0.6)
+        unnamed = set(range(len(states)))  # in the legend, which names each state once, wherever it is first drawn
         for row, target in enumerate(rows):
             for i, state in enumerate(states):
                 found = target.membership(state.evaluation)
@@ -155,7 +156,8 @@ def attack_points(states: Sequence[Measured]) -> str:
                         color=MUTED,
                     )
                 else:
-                    _draw_point(axis, found, y, 0.82 * step, state, named=row == 0)
+                    _draw_point(axis, found, y, 0.82 * step, state, named=i in unnamed)
+                    unnamed.discard(i)
         axis.axvline(0.5, color=MUTED, linewidth=0.8, linestyle=":")
         axis.set_yticks(range(len(rows)), [target.label for target in rows])
         axis.set_ylim(len(rows) - 0.45, -0.55)
@@ -226,18 +228,20 @@ def _draw_point(axis: Axes, found: Membership, y: float, height: float, state: M
 
 def _draw_roc(axis: Axes, target: Target, states: Sequence[Measured]) -> None:
     axis.plot([0, 1], [0, 1], color="#cbd5e1", linewidth=1, linestyle=":")
-    for state in states:
-        found = target.membership(state.evaluation)
-        if found is not None:
-            colour, dashes = PHASE_COLOURS[state.phase], PHASE_DASHES[state.phase]
-            label = f"{state.label}, area {found.auc:.2f}"
-            axis.plot(found.roc.fpr, found.roc.tpr, color=colour, linestyle=dashes, linewidth=1.6, label=label)
+    attacked = [(state, found) for state in states if (found := target.membership(state.evaluation))]
+    for state, found in attacked:
+        colour, dashes = PHASE_COLOURS[state.phase], PHASE_DASHES[state.phase]
+        label = f"{state.label}, area {found.auc:.2f}"
+        axis.plot(found.roc.fpr, found.roc.tpr, color=colour, linestyle=dashes, linewidth=1.6, label=label)
     axis.set_title(target.label)
     axis.set_box_aspect(1)
     axis.set(xlim=(0, 1), ylim=(0, 1), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
     axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axis.legend(loc="lower right", fontsize=8.5)
+    if attacked:
+        axis.legend(loc="lower right", fontsize=8.5)
+    else:
+        axis.text(0.5, 0.5, "not attacked", va="center", ha="center", color=MUTED)
 
 
 def data_uri(figure: Figure) -> str:

@@ -72,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("ray_sisa").setLevel(logging.INFO)
+    # What it warns of is its cache of fonts, which it makes elsewhere, or anew, where it must.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     app(None if arguments is None else list(arguments))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -301,6 +302,35 @@ def test_states_are_labelled_by_what_voted(story: Story) -> None:
     states = make_page(story.run).states
     assert [state.phase for state in states] == [0, 1, 2, 2]
     assert [state.evaluation.complete for state in states] == [True, False, True, True]
+
+
+@pytest.mark.parametrize("whom", ["the ensemble", "the shards of the second state"])
+def test_pictures_of_what_was_attacked_in_part_are_drawn_without_a_warning(story: Story, whom: str) -> None:
+    """As where a constituent gives no numbers: then the ensemble has no attack, and other shards have theirs."""
+    first, second = make_page(story.run).states[:2]
+    if whom == "the ensemble":
+        without = [
+            dataclasses.replace(state, evaluation=dataclasses.replace(state.evaluation, ensemble_membership=None))
+            for state in (first, second)
+        ]
+    else:
+        without = [
+            first,
+            dataclasses.replace(second, evaluation=dataclasses.replace(second.evaluation, shard_memberships=())),
+        ]
+    points, rocs = svg(charts.attack_points(without)), svg(charts.attack_rocs(without))  # warnings are errors here
+    assert f">{first.label}<" in points
+    assert ("not attacked" in rocs) == (whom == "the ensemble")
+
+
+def test_where_no_cache_can_be_kept_the_terminal_stays_clean(tmp_path: Path) -> None:
+    run = Run.create(config(tmp_path))
+    command = [sys.executable, "-m", "ray_sisa.cli", "report", run.store.uri, "--output", str(tmp_path / "page.html")]
+    environment = {name: value for name, value in os.environ.items() if name not in {"MPLCONFIGDIR", "XDG_CONFIG_HOME"}}
+    environment |= {"HOME": "/dev/null", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert done.stderr == ""
+    assert done.stdout == f"{tmp_path / 'page.html'}\n"
 
 
 def test_drawing_and_rendering_load_neither_torch_nor_ray() -> None:
