@@ -70,12 +70,12 @@ def test_an_error_of_size_names_the_tag() -> None:
         images.decode(tagged(PIXELS, 1), "a", (4, 2, 3))
 
 
-def photographs(folder: Path) -> tuple[str, np.ndarray]:
+def photographs(folder: Path, kind: str = "photo") -> tuple[str, np.ndarray]:
     """A Parquet file of 24 square images that all lie on their side, and their pixels as stored."""
-    pixels = np.random.default_rng(0).integers(0, 256, (24, 4, 4, 3), dtype=np.uint8)
-    path = folder / "photographs.parquet"
+    pixels = np.random.default_rng(len(kind)).integers(0, 256, (24, 4, 4, 3), dtype=np.uint8)
+    path = folder / f"{kind}.parquet"
     content = [tagged(image, ROTATE) for image in pixels]
-    table = {"id": [f"photo-{i:02d}" for i in range(24)], "img": content, "label": [i % 2 for i in range(24)]}
+    table = {"id": [f"{kind}-{i:02d}" for i in range(24)], "img": content, "label": [i % 2 for i in range(24)]}
     pq.write_table(pa.table(table), path)
     return str(path), pixels
 
@@ -85,7 +85,8 @@ def turned(pixels: np.ndarray) -> np.ndarray:
 
 
 def config_of(folder: Path, source: str, **section: Any) -> RunConfig:
-    read = {"source": "parquet", "train": source, "test": source, "columns": {"id": "id"}, "num_classes": 2}
+    test, _ = photographs(folder, "test")
+    read = {"source": "parquet", "train": source, "test": test, "columns": {"id": "id"}, "num_classes": 2}
     return make_config(
         {
             "name": "run",
