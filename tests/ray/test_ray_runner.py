@@ -39,8 +39,10 @@ from small_runs import (
     write_parquet,
 )
 
+from ray_sisa import activity
 from ray_sisa.approximate.methods import make_method
 from ray_sisa.config import Scaling
+from ray_sisa.engine import turns
 from ray_sisa.engine.local_runner import LocalRunner
 from ray_sisa.engine.ray_cluster import satisfies
 from ray_sisa.engine.ray_runner import RayRunner
@@ -286,6 +288,27 @@ def test_as_many_chains_at_a_time_as_the_cluster_holds(samples: Samples, on_ray:
 
 
 # --- failures
+
+
+def test_status_says_which_shard_is_where_and_which_waits(
+    samples: Samples, cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(activity, "WRITE_EVERY_S", 0.0)
+    monkeypatch.setattr(activity, "SLOWEST_S", 0.0)
+    monkeypatch.setattr(turns, "TICK_S", 0.0)
+    run = Run.create(small_config(tmp_path, recipe=MLP), dataset=dataset(samples))
+    seen = []
+
+    def tell(event: Event) -> None:
+        if isinstance(event, EpochDone) and (work := Run.open(run.store.uri).status().work) and work.activity:
+            seen.append({(shard.state, bool(shard.node and shard.pid)) for shard in work.activity.shards})
+
+    runner = RayRunner(Scaling(max_concurrent_shards=1))
+    with contextlib.closing(runner):
+        run.train(runner=runner, tell=tell)
+    assert ("training", True) in set().union(*seen)  # by its node and process
+    assert any(("waiting", False) in states for states in seen)  # for the one worker that there may be
+    assert {("waiting", True), ("training", False)}.isdisjoint(set().union(*seen))
 
 
 def test_an_error_of_the_users_code_comes_back_whole_and_is_not_tried_again(
