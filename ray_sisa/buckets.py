@@ -17,8 +17,11 @@ from typing import Any
 
 from obstore.store import AzureStore, GCSStore, ObjectStore, S3Store
 
+from ray_sisa import location
+
 DAY_S = 86400
 PAGE = 1000  # versions deleted with one request
+NUM_ATTEMPTS = 3  # a server that is away is waited for elsewhere: not knowing is no failure
 
 
 class Unknown(Exception):
@@ -104,7 +107,12 @@ class S3Bucket(Bucket):
         self._errors = (BotoCoreError, ClientError)
         region = config.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
         style = {"addressing_style": "path"} if config.get("endpoint") else {}
-        options = Config(connect_timeout=5, read_timeout=30, retries={"total_max_attempts": 5}, s3=style)
+        options = Config(
+            connect_timeout=location.CONNECT_S,
+            read_timeout=location.STALL_S,
+            retries={"total_max_attempts": NUM_ATTEMPTS},
+            s3=style,
+        )
         self._client = boto3.client(
             "s3", endpoint_url=config.get("endpoint"), region_name=region or "us-east-1", config=options
         )
@@ -167,7 +175,7 @@ class GoogleBucket(Bucket):
             else:
                 make = partial(storage.Client.from_service_account_info, key) if path else storage.Client
                 client = make(client_options=server)
-            self._bucket = client.get_bucket(self.name, timeout=30, retry=None)
+            self._bucket = client.get_bucket(self.name, timeout=location.STALL_S, retry=None)
         except errors as error:
             raise Unknown(f"storage.buckets.get failed: {error}") from None
 
@@ -198,7 +206,13 @@ class AzureContainer(Bucket):
         server = f"{emulator}/{account}" if is_emulator else f"https://{account}.blob.core.windows.net"
         self._errors = (AzureError, ValueError)
         try:
-            self._client = BlobServiceClient(server, credential=key, retry_total=3, connection_timeout=5)
+            self._client = BlobServiceClient(
+                server,
+                credential=key,
+                retry_total=NUM_ATTEMPTS - 1,
+                connection_timeout=location.CONNECT_S,
+                read_timeout=location.STALL_S,
+            )
             self._properties = self._client.get_service_properties()
         except self._errors as error:
             raise Unknown(f"the properties of the account cannot be read: {error}") from None

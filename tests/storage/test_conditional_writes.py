@@ -144,15 +144,17 @@ def test_a_probe_that_a_kill_left_is_no_damage_and_is_swept(storage_path: str) -
     killed = programs.ray_sisa(*asked, environment={"RAY_SISA_CRASH_AT": f"before delete {PROBES}"}).wait()
     assert killed.code == -9
     assert len(run.store.sizes(PROBES)) == 1
-    checked = run.check()
-    assert (checked.findings, checked.notes) == (
-        (),
-        ("1 probe(s), of processes at work or killed: run `ray-sisa unlearn RUN`",),
-    )
+    assert run.check().findings == ()
+    assert notes(run) == ["1 probe(s), of processes at work or killed: run `ray-sisa unlearn RUN`"]
     assert programs.ray_sisa(*asked).wait().code == 0
     run.unlearn(runner="local")
     assert run.store.sizes(PROBES) == {}
-    assert (run.check().findings, run.check().notes) == ((), ())
+    assert (run.check().findings, notes(run)) == ((), [])
+
+
+def notes(run: Run) -> list[str]:
+    """Of a check, but for what an emulator of a cloud does not tell of retention."""
+    return [note for note in run.check().notes if "could not be found out" not in note]
 
 
 def test_a_probe_that_is_swept_meanwhile_is_made_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
