@@ -15,7 +15,7 @@ from ray_sisa.check_records import Records, in_segments
 from ray_sisa.check_spending import look_at_charges
 from ray_sisa.errors import StoreError
 from ray_sisa.findings import LOOK, REPAIR, UNLEARN, Finding, Findings, is_name
-from ray_sisa.layout import CERTIFICATES, HEADS, LEASES, LEDGER, PROBES, RUN, kind_of, numbered, stage_record
+from ray_sisa.layout import CERTIFICATES, HEADS, LEASES, LEDGER, NO_RUN, PROBES, RUN, kind_of, numbered, stage_record
 from ray_sisa.lease import hold_lease, holder_of
 from ray_sisa.live import LiveSet
 from ray_sisa.records import LeaseRecord, RunRecord
@@ -113,7 +113,7 @@ def _look(store: Store, tell: Callable[[int, int], None]) -> Checked:
     """One look at every object of one listing: what comes later is none of its concern."""
     sizes = store.sizes("")
     if not sizes:
-        raise StoreError("run", store.uri, "has no run", "Check the path; `ray-sisa train CONFIG` makes a run")
+        raise StoreError("run", store.uri, "has no run", NO_RUN)
     found = Findings(store, sizes, tell)
     sound = False
     if RUN not in sizes and not LATER & set(map(kind_of, sizes)):

@@ -92,7 +92,7 @@ def train(
     began = time.perf_counter()
     run = Run.create(_checked_for_jobs(load_config(config, overrides or ())))
     done = run.train(runner=runner.value, tell=_progress(run, quiet), wait_s=wait)
-    return printing.trained(done, time.perf_counter() - began)
+    return printing.trained(done, run.store.uri, time.perf_counter() - began)
 
 
 @app.command(cls=_Command)

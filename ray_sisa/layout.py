@@ -39,6 +39,7 @@ ACTIVITY = f"{LEASES}/activity.json"
 DIGITS = 8  # numbered objects sort by name
 NUMBERED = re.compile(r"(\d+)\.jsonl?")
 BACKUP = "Restore it from a backup"
+NO_RUN = "Check the path, where the name goes before any options; `ray-sisa train CONFIG` makes a run"
 UNREACHABLE = "storage_path must be reachable from every node: use an object store or a folder that all of them mount"
 # What follows from other objects, and is made anew once it is gone.
 REMADE = {

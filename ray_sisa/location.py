@@ -22,7 +22,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, GenericError
 from obstore.store import LocalStore, from_url
 
-from ray_sisa import uploads
+from ray_sisa import endpoint, local_path, uploads
 from ray_sisa.errors import StoreError
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ FOR_GOOD = re.compile(
 FROM_ROLE = re.compile(r"/latest/(api/token|meta-data)|169\.254\.")
 AGAIN = "See that the server runs and can be reached, then run the same command again"
 REMEDIES = {
-    "NoSuchBucket": "Make the bucket, or correct storage_path",
+    "NoSuchBucket": "Make the bucket, or correct storage_path; a run's name goes before the options",
     FROM_ROLE.pattern: "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE: there are no credentials",
     r"AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|status code: 40[13]": (
         "Check the credentials: they must be valid, and allow to get, put, list and delete objects there"
@@ -61,12 +61,14 @@ REMEDIES = {
 def resolve_uri(path: str) -> str:
     """A folder or URI as one absolute URI or path, the same from every process.
 
+    A name that stands after the options, where the eye puts it, goes before them.
+
     Raises:
         StoreError: a URI with credentials or with an option that is not known, or text that is no path.
     """
     if not _is_uri(path):
-        return _resolve_path(path.removeprefix("file://"))
-    base, _, query = path.partition("?")
+        return _resolve_path(path)
+    base, query = _name_first(*path.partition("?")[::2])
     _check_uri(base, query)
     return base.rstrip("/") + (f"?{query}" if query else "")
 
@@ -96,7 +98,12 @@ class Outage:
         """Whether the server ever did."""
         self._began: float | None = None
         self._failed_at = -math.inf
-        self._told = False
+        self._told = self._has_failed = False
+
+    def is_first(self) -> bool:
+        """Whether this is the first failure of a server that has never answered."""
+        is_first, self._has_failed = not (self._has_failed or self.has_answered), True
+        return is_first
 
     def answered(self) -> None:
         """An answer of the server came, whatever it says."""
@@ -131,8 +138,9 @@ def open_remote(uri: str, upload_s: float = 0.0) -> obstore.store.ObjectStore:
         StoreError: a kind of store that is not known.
     """
     check_not_forked(uri)
-    options = dict(parse_qsl(urlsplit(uri).query))
-    base = without_options(uri)
+    options, base = _options(uri), without_options(uri)
+    if base.startswith("s3://"):
+        endpoint.check_environment()
     backoff = {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=2), "base": 2}
     retry = {"backoff": backoff, "max_retries": 1000, "retry_timeout": timedelta(seconds=RETRY_S)}
     client: dict[str, Any] = {
@@ -147,7 +155,9 @@ def open_remote(uri: str, upload_s: float = 0.0) -> obstore.store.ObjectStore:
     arguments: dict[str, Any] = {"retry_config": retry, "client_options": client, **special}
     try:
         return from_url(base, **arguments)
-    except (BaseError, ValueError, OSError) as error:
+    except BaseException as error:
+        if not is_failure(error):
+            raise
         remedy = "Give a folder, or a URI such as s3://bucket/prefix"
         raise StoreError("storage_path", base, f"cannot be opened: {reason(error)}", remedy) from None
 
@@ -164,6 +174,25 @@ def check_not_forked(uri: str) -> None:
     if len(_PROCESSES) > 1:
         rule = "cannot be used in a process that was forked from one that had used an object store"
         raise StoreError("storage_path", without_options(uri), rule, "Start processes by `spawn`")
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether the library failed, be it by a panic, which is no `Exception`, of the language that it is written in."""
+    return isinstance(error, BaseError | ValueError | OSError) or type(error).__name__ == "PanicException"
+
+
+def check_not_plain(uri: str) -> None:
+    """Passes after a first failure of a server, unless it answers plain HTTP where HTTPS was asked for.
+
+    Raises:
+        StoreError: it does, so that no patience helps.
+    """
+    options = _options(uri)
+    if not uri.startswith("s3://") or not endpoint.is_plain(url := endpoint.in_force(options)):
+        return
+    rule = f"asks {url} by HTTPS, and it answers plain HTTP"
+    remedy = "Add scheme=http to the options of the URI, or write http:// in AWS_ENDPOINT_URL"
+    raise StoreError("storage_path", without_options(uri), rule, remedy)
 
 
 def is_answer(error: BaseException) -> bool:
@@ -209,10 +238,14 @@ def remedy(error: BaseException) -> str:
     return "Check the path, its permissions and its server"
 
 
+def _options(uri: str) -> dict[str, str]:
+    return dict(parse_qsl(urlsplit(uri).query, keep_blank_values=True))
+
+
 def _resolve_path(path: str) -> str:
     uploads.check_kept(path)
     try:
-        resolved = Path(path).expanduser().resolve()
+        resolved = local_path.parse(path).resolve()
         resolved.exists()  # asks the system, which knows best what no path can be
         return str(resolved)
     except (OSError, ValueError, RuntimeError) as error:
@@ -221,7 +254,16 @@ def _resolve_path(path: str) -> str:
 
 
 def _is_uri(path: str) -> bool:
-    return len(urlsplit(path).scheme) > 1 and not path.startswith("file://")
+    return len(urlsplit(path).scheme) > 1 and not path.startswith("file:")
+
+
+def _name_first(base: str, query: str) -> tuple[str, str]:
+    """`s3://b/runs`, `scheme=http/name` as `s3://b/runs/name`, `scheme=http`; a path of an endpoint stays its own."""
+    others, ampersand, last = query.rpartition("&")
+    option, slash, name = last.partition("/")
+    if not slash or not option.startswith(("scheme=", "region=")):
+        return base, query
+    return f"{base.rstrip('/')}/{name}", others + ampersand + option
 
 
 def _check_uri(base: str, query: str) -> None:
@@ -234,18 +276,17 @@ def _check_uri(base: str, query: str) -> None:
         if name not in OPTIONS:
             rule = f"has the option {name!r}; known are {', '.join(OPTIONS)}"
             raise StoreError("storage_path", base, rule, "Give credentials in the environment, and nothing else here")
+    endpoint.check_options(base, dict(parse_qsl(query, keep_blank_values=True)))
 
 
 def _s3_options(options: Mapping[str, str]) -> dict[str, Any]:
     """What obstore needs for S3, or for a server that speaks it."""
     found: dict[str, Any] = {}
-    endpoint = options.get("endpoint_override")
-    if endpoint:
-        scheme = options.get("scheme", "https")
-        found["endpoint"] = endpoint if "://" in endpoint else f"{scheme}://{endpoint}"
+    url = endpoint.in_force(options)
+    if options.get("endpoint_override"):
+        found["endpoint"] = url
         found["virtual_hosted_style_request"] = False
-    endpoint = found.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
-    if endpoint.startswith("http://"):
+    if url.startswith("http://"):
         found["client_options"] = {"allow_http": True}
     if options.get("region"):
         found["region"] = options["region"]

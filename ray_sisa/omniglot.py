@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ray_sisa import images, uploads
+from ray_sisa import images, local_path, uploads
 from ray_sisa.config import DataConfig
 from ray_sisa.errors import ConfigError, DataError
 from ray_sisa.samples import Samples, make_samples
@@ -234,7 +234,7 @@ def _half(config: DataConfig, *, background: bool) -> Path:
     """Folder of the alphabets of one half, fetched by torchvision where that is asked for and it is not there."""
     if config.root is None:
         raise ConfigError("data.root", "none", f"must be the folder of {SOURCE}", "Set data.root")
-    root = Path(config.root).expanduser()
+    root = local_path.parse_field("data.root", config.root)
     folder = root / _FOLDER / f"images_{'background' if background else 'evaluation'}"
     if folder.is_dir():
         return folder

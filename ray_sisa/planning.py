@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ray_sisa import data, privacy, private_recipe
+from ray_sisa import data, local_path, privacy, private_recipe
 from ray_sisa.config import DataConfig, RunConfig, TrainingRecipe
 from ray_sisa.errors import RequestError
 from ray_sisa.ids import Ids
@@ -101,6 +101,7 @@ def plan_config(config: RunConfig, num_requests: int | None = None) -> Plan:
 
     if num_requests is not None:
         _check_equal_slices(config, num_requests)
+    local_path.check_written_out(config)
     data.check_apart(config.data)
     num_samples = data.count(config.data)
     with tempfile.TemporaryDirectory() as folder:

@@ -5,6 +5,7 @@ Pure functions of results; nothing here writes anywhere. What is measured of mod
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -31,17 +32,19 @@ if TYPE_CHECKING:
 _NUM_EXAMPLES = 5  # unknown ids that a person is shown
 
 
-def trained(done: Reconciliation, seconds: float) -> Answer:
-    """The answer of `train`; `seconds` is the whole command."""
+def trained(done: Reconciliation, uri: str, seconds: float) -> Answer:
+    """The answer of `train`; `uri` is RUN for other commands, `seconds` is the whole command."""
     names = ("stages_trained", "stages_reused", "sample_passes", "full_training_sample_passes", "head")
     rows = [
+        ("run", shlex.quote(uri)),
         ("stages", f"{done.stages_trained} trained, {done.stages_reused} reused"),
         ("cost", _cost(done)),
         *head_rows(done.head, done.ensemble_digest),
         ("time", duration(seconds)),
     ]
     fields = {name: getattr(done, name) for name in names}
-    return Answer(fields=fields | {"ensemble_digest": done.ensemble_digest, "seconds": seconds}, text=table(rows))
+    fields |= {"ensemble_digest": done.ensemble_digest, "run": uri, "seconds": seconds}
+    return Answer(fields=fields, text=table(rows))
 
 
 def forgotten(done: Forgotten) -> Answer:

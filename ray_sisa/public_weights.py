@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ray_sisa import weights
+from ray_sisa import local_path, weights
 from ray_sisa.digests import digest_tensors
 from ray_sisa.errors import ConfigError
 from ray_sisa.preprocessing import PUBLISHED, Preprocessing
@@ -82,7 +82,7 @@ def locate(source: str) -> Path:
         return _in_package(source, name)
     if kind == "torchvision":
         return fetch(source, _torchvision(source, name).url)
-    return Path(source)
+    return local_path.parse_field(_FIELD, source)
 
 
 def fetch(source: str, url: str) -> Path:

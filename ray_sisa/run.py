@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ray_sisa import approximations, data, heads, ids
+from ray_sisa import approximations, data, heads, ids, local_path
 from ray_sisa.approximate.methods import AnyMethod
 from ray_sisa.census import Census, Found
 from ray_sisa.certificates import read_certificates
@@ -17,7 +17,7 @@ from ray_sisa.ensemble import Ensemble
 from ray_sisa.errors import ConfigError, RequestError, StoreError
 from ray_sisa.forgetting import Forgotten, acknowledge
 from ray_sisa.ingest import differing_fields, ingest
-from ray_sisa.layout import RUN, stage_record
+from ray_sisa.layout import NO_RUN, RUN, stage_record
 from ray_sisa.ledger import EMPTY, Ledger, read_ledger
 from ray_sisa.live import LiveSet
 from ray_sisa.location import join_run
@@ -63,6 +63,7 @@ class Run:
         store = Store(join_run(config.storage_path, config.name))
         record = store.find_record(RUN, RunRecord)
         if record is None:
+            local_path.check_written_out(config)
             record = ingest(store, config, dataset or data.load(config.data))
         differing = differing_fields(record.config, config)
         if differing:
@@ -87,7 +88,7 @@ class Run:
         store = Store(uri)
         record = store.find_record(RUN, RunRecord)
         if record is None:
-            raise StoreError("run", store.uri, "has no run", "Check the path; `ray-sisa train CONFIG` makes a run")
+            raise StoreError("run", store.uri, "has no run", NO_RUN)
         changed = {name: value for name, value in (("scaling", scaling), ("purge", purge)) if value is not None}
         return cls(store, record.model_copy(update={"config": record.config.model_copy(update=changed)}))
 

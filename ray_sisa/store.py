@@ -298,13 +298,16 @@ class Store:
             began = time.monotonic()
             try:
                 result = request()
-            except (BaseError, OSError) as error:
+            except BaseException as error:
                 if location.is_answer(error):
                     self._outage.answered()
+                if location.is_answer(error) or not location.is_failure(error):
                     raise
                 failure = self._failed(verb, path, error)
                 if self.is_local or not location.may_pass(error, self._outage.has_answered):
                     raise failure from None
+                if self._outage.is_first():
+                    location.check_not_plain(self.uri)
                 away = self._outage.failed(began, f"{failure.field}: {failure.rule}")
                 if max(away, time.monotonic() - first) > location.TIMEOUT_S:
                     raise failure from None
@@ -321,7 +324,7 @@ class Store:
                 with suppress(FileNotFoundError):  # removed meanwhile, by whoever swept it
                     self._insist("write", path, partial(_sync, place))
 
-    def _failed(self, verb: str, path: str, error: Exception) -> StoreError:
+    def _failed(self, verb: str, path: str, error: BaseException) -> StoreError:
         where = self.where(path) if path else without_options(self.uri)
         return StoreError(where, "", f"cannot {verb} it: {location.reason(error)}", location.remedy(error))
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ray_sisa import images, uploads
+from ray_sisa import images, local_path, uploads
 from ray_sisa.config import DataConfig
 from ray_sisa.errors import ConfigError, DataError
 from ray_sisa.image_form import Form
@@ -54,7 +53,7 @@ def _open(config: DataConfig, name: str, *, train: bool) -> Any:
         raise ConfigError("data.root", "none", f"must be the folder of {config.source}", "Set data.root")
     options = _options(kind, config, train=train)
     try:
-        return kind(Path(config.root).expanduser(), **options)
+        return kind(local_path.parse_field("data.root", config.root), **options)
     except (OSError, RuntimeError, ValueError, AssertionError) as error:  # absent, damaged, or its server is
         rule = f"does not hold {name}: {error}"
         remedy = uploads.remedy_of_absent(config.root, "Set data.download: true, or check data.root")

@@ -31,6 +31,14 @@ AS_TEXT = "kind"  # the class is passed on: RequestError, or DataError, whose fi
 # Fields that are named where a function is called.
 PASSED_ON = {
     ("data.py", "ConfigError"): {"data.num_classes", "data.mean", "data.std", "data.channels", "data.image_size"},
+    ("local_path.py", "ConfigError"): {"storage_path", "data.train", "data.test", "data.root", "recipe.weights"},
+    ("endpoint.py", "StoreError"): {
+        "AWS_ENDPOINT_URL_S3",
+        "AWS_ENDPOINT_URL",
+        "AWS_ENDPOINT",
+        "AWS_REGION",
+        "AWS_DEFAULT_REGION",
+    },
     ("omniglot.py", "ConfigError"): {"data.train", "data.test"},
     ("parquet_files.py", "ConfigError"): {"data.columns"},
     ("parquet_files.py", "DataError"): {"data.train", "data.test", "inputs", COLUMN},
