@@ -21,12 +21,6 @@ from pathlib import Path
 import pytest
 from processes import descendants, wait_until
 
-NODES = """
-import sys
-from ray._raylet import GcsClient
-
-print(sum(node.state == 0 for node in GcsClient(address=sys.argv[1]).get_all_node_info().values()))
-"""
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
@@ -138,8 +132,11 @@ def started_node(head: Head) -> Iterator[int]:
 
 def num_alive(head: Head) -> int:
     """How many nodes the head knows to live."""
-    listed = head.run(sys.executable, "-c", NODES, head.gcs_address)
-    return int(listed.stdout or 0)
+    request = urllib.request.Request(f"{head.address}/nodes?view=summary")
+    request.add_header("Authorization", f"Bearer {head.environment['RAY_AUTH_TOKEN']}")
+    with urllib.request.urlopen(request, timeout=30) as response:
+        nodes = json.load(response)["data"]["summary"]
+    return sum(node["raylet"]["state"] == "ALIVE" for node in nodes)
 
 
 def _free_ports(count: int) -> list[int]:
