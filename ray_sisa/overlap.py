@@ -15,9 +15,6 @@ from ray_sisa.data import Dataset
 from ray_sisa.errors import DataError
 from ray_sisa.samples import is_among
 
-TOLERATED = 1e-3
-"""Share of a test set that may stand in the training set by content: sets as they are published have a few twins."""
-
 logger = logging.getLogger(__name__)
 
 
@@ -28,7 +25,7 @@ def count(config: DataConfig, dataset: Dataset) -> int | None:
     label. A test set that its publisher cut is never refused, nor where `data.allow_overlap` says so.
 
     Raises:
-        DataError: a test sample has the id of a training sample, or more than one in a thousand have the content.
+        DataError: a test sample has the id or the content of a training sample.
     """
     test, train = dataset.test, dataset.train
     if test is None or not len(test):
@@ -40,8 +37,7 @@ def count(config: DataConfig, dataset: Dataset) -> int | None:
     both = np.flatnonzero(by_id | by_content)
     if len(both):
         told = f"{len(both)} of {len(test)} ({by_id.sum()} by id, {by_content.sum()} by content)"
-        is_few = not by_id.any() and by_content.sum() <= TOLERATED * len(test)
-        if not (config.allow_overlap or dataset.is_published or is_few):
+        if not (config.allow_overlap or dataset.is_published):
             raise _refused(told, [test.ids[int(row)].as_py() for row in both[:5]])
         logger.warning("data.test: %s samples are training samples too: what is measured on them is no test", told)
     return len(both)
