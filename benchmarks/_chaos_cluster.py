@@ -10,6 +10,8 @@ import random
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +22,7 @@ from _chaos_program import ROOT, wait_until
 from ray._common.utils import reset_ray_address
 from ray.cluster_utils import Cluster
 
+HOLDER = Path(__file__).with_name("_chaos_holder.py")
 NUM_NODES = 2
 WORKER = "ray::ShardWorker"
 TRAINING = "ray::ShardWorker.train"
@@ -43,10 +46,12 @@ class RayCluster:
         self._folders: list[str] = []
         self._lost: list[Any] = []
         """Nodes of clusters whose head was killed."""
+        self._holder: subprocess.Popen[bytes] | None = None
         self._start()
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.let_go()
         self._cluster.shutdown()
         self.bury()
         for folder in self._folders:
@@ -61,6 +66,20 @@ class RayCluster:
         """Process ids of the shard actors of this cluster, or of those that do something."""
         mine = [_raylet(node).pid for node in self._cluster.worker_nodes]
         return [pid for pid, command in children(mine).items() if command.startswith(title)]
+
+    def hold(self, seed: int) -> None:
+        """Has another job hold CPUs of the worker nodes for part of the time, until `let_go`."""
+        self.let_go()
+        command = [sys.executable, str(HOLDER), self._cluster.address, str(seed), str(NUM_NODES)]
+        with Path(self._folders[-1], "holder").open("ab") as log:
+            self._holder = subprocess.Popen(command, env=os.environ | SETTINGS, stdout=log, stderr=log)
+
+    def let_go(self) -> None:
+        """Ends that job, if there is one."""
+        if self._holder:
+            self._holder.kill()
+            self._holder.wait()
+            self._holder = None
 
     def kill_worker(self, draw: random.Random) -> bool:
         """Kills a shard actor, one that trains if any does; False where there is none."""
@@ -92,7 +111,10 @@ class RayCluster:
 
     def replace(self) -> None:
         """Starts a new cluster, while nodes of the one that lost its head may still be at work."""
+        was_held = self._holder is not None
         self._start()
+        if was_held:
+            self.hold(len(self._folders))
 
     def at_rest(self) -> bool:
         """Waits until no shard actor runs any more, on nodes that lost their head either; False if one stays."""

@@ -13,11 +13,11 @@ from pathlib import Path
 from _chaos_judge import Deletion, Judge
 from _chaos_kills import Phase
 from _chaos_program import Program
+from _chaos_storage import Storage
 
 from ray_sisa.run import Run
 
 NAME = "run"
-WAIT_S = 120
 PEACE_S = 300.0
 TRACE = "trace"
 CONFIG = {
@@ -32,7 +32,7 @@ CONFIG = {
         "batch_size": 64,
         "augment": ["crop", "flip"],
     },
-    "scaling": {"max_failures": -1, "checkpoint_every": {"epochs": 1}, "no_progress_timeout_s": 240},
+    "scaling": {"max_failures": -1, "checkpoint_every": {"epochs": 1}, "no_progress_timeout_s": 900},
 }
 
 
@@ -47,14 +47,15 @@ class Undisturbed:
     """Crash points of each phase in the order in which they were passed, each as often as it was."""
 
 
-def undisturbed(program: Program, folder: Path) -> Undisturbed:
-    """Makes the run that all others are compared with, tracing its crash points."""
+def undisturbed(program: Program, folder: Path, storage: Storage) -> Undisturbed:
+    """Makes the run that all others in this storage are compared with, tracing its crash points."""
+    uri = uri_of(folder, storage)
     seconds: dict[Phase, float] = {}
     points: dict[Phase, tuple[str, ...]] = {}
 
     def run(phase: Phase, *arguments: str) -> None:
         trace = folder / f"{TRACE}-{phase}"
-        environment = {"RAY_SISA_CRASH_AT": TRACE, "RAY_SISA_CRASH_LOG": str(trace)}
+        environment = storage.environment | {"RAY_SISA_CRASH_AT": TRACE, "RAY_SISA_CRASH_LOG": str(trace)}
         began = time.monotonic()
         code = program.start(*arguments, log=folder / "log", environment=environment).wait(PEACE_S)
         if code != 0:
@@ -62,31 +63,36 @@ def undisturbed(program: Program, folder: Path) -> Undisturbed:
         seconds[phase] = time.monotonic() - began
         points[phase] = tuple(json.loads(line)["point"] for line in trace.read_text().splitlines())
 
-    run("train", *train_arguments(folder))
-    opened = Run.open(str(folder / NAME))
+    run("train", *train_arguments(folder, storage))
+    opened = Run.open(uri)
     deletions = _deletions(opened)
     for deletion in deletions:
-        run("forget", *forget_arguments(folder, deletion))
-    run("unlearn", *unlearn_arguments(folder))
+        run("forget", *forget_arguments(uri, deletion))
+    run("unlearn", *unlearn_arguments(uri))
     return Undisturbed(judge=Judge(opened, deletions), deletions=deletions, seconds=seconds, points=points)
 
 
-def train_arguments(folder: Path, on_ray: bool = False) -> list[str]:
+def uri_of(folder: Path, storage: Storage) -> str:
+    """Where the run is whose configuration and logs are in a folder."""
+    return f"{storage.of(folder)}/{NAME}"
+
+
+def train_arguments(folder: Path, storage: Storage, on_ray: bool = False) -> list[str]:
     config = folder / "config.yaml"
-    config.write_text(json.dumps(CONFIG | {"storage_path": str(folder)}))  # JSON is YAML
+    config.write_text(json.dumps(CONFIG | {"storage_path": storage.of(folder)}))  # JSON is YAML
     return ["train", str(config), *_runner(on_ray)]
 
 
-def forget_arguments(folder: Path, deletion: Deletion) -> list[str]:
-    return ["forget", str(folder / NAME), "--samples", ",".join(deletion.samples), "--key", deletion.key]
+def forget_arguments(uri: str, deletion: Deletion) -> list[str]:
+    return ["forget", uri, "--samples", ",".join(deletion.samples), "--key", deletion.key]
 
 
-def unlearn_arguments(folder: Path, on_ray: bool = False) -> list[str]:
-    return ["unlearn", str(folder / NAME), *_runner(on_ray)]
+def unlearn_arguments(uri: str, on_ray: bool = False) -> list[str]:
+    return ["unlearn", uri, *_runner(on_ray)]
 
 
 def _runner(on_ray: bool) -> list[str]:
-    return ["--wait", str(WAIT_S), "--runner", "ray" if on_ray else "local"]
+    return ["--runner", "ray" if on_ray else "local"]
 
 
 def _deletions(run: Run) -> tuple[Deletion, ...]:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+from _chaos_program import wait_until
+from _chaos_storage import listed
 
 from ray_sisa.errors import SisaError
 from ray_sisa.heads import latest_head
@@ -20,6 +22,7 @@ from ray_sisa.run import Run
 from ray_sisa.store import Store
 
 LOOKS = 3
+LAND_S = 3.0  # for what a killed process had sent to a server, and not heard of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,9 +74,14 @@ class Judge:
 
     def at_rest(self, uri: str) -> list[str]:
         """What `check` finds wrong while nobody works on the run; what is only unfinished is not wrong."""
-        if Store(uri).find(RUN) is None:
-            return []
-        return list(_findings(Run.open(uri), with_notes=False))
+        found: list[str] = []
+
+        def is_sound() -> bool:
+            found[:] = _findings(Run.open(uri), with_notes=False) if Store(uri).find(RUN) is not None else ()
+            return not found
+
+        wait_until(is_sound, LAND_S)
+        return found
 
     def at_end(self, uri: str) -> Verdict:
         """What is wrong once all requests have been acknowledged and all commands have ended."""
@@ -81,7 +89,7 @@ class Judge:
         return Verdict(
             divergent=_told(self._differences(run)),
             lost=_told(self._lost(run)),
-            tainted_left=_told(self._left(Path(run.store.uri))),
+            tainted_left=_told(self._left(run.store.uri)),
             check_findings=_told(_findings(run, with_notes=True)),
         )
 
@@ -123,32 +131,22 @@ class Judge:
         if len(requests) != len(self._deletions) or len(certified) != len(self._deletions):
             yield f"{len(requests)} requests and {len(certified)} certificates for {len(self._deletions)} sent"
 
-    def _left(self, folder: Path) -> Iterable[str]:
-        """Files of stages and slices that saw deleted samples, or that nobody knows; and of stages that are not whole.
-
-        Files, whatever a listing of the store shows.
-        """
+    def _left(self, uri: str) -> Iterable[str]:
+        """Objects of stages and slices that saw deleted samples, or that nobody knows; and of stages not whole."""
         gone = _ids(self._deletions)
-        for path in sorted(folder.rglob("*")):
-            name = path.relative_to(folder).as_posix()
-            if not path.is_file() or not name.startswith(("stages/", "slices/")):
+        for name in sorted(listed(uri)):
+            folder, _, rest = name.partition("/")
+            owner = rest.split("/")[0].removesuffix(".arrow")
+            if folder not in ("stages", "slices"):
                 continue
-            owner = name.split("/")[1].removesuffix(".arrow")
-            if self._is_tainted(owner, gone) or kind_of(name).startswith("partial") or "#" in path.name:
+            if self._is_tainted(owner, gone) or kind_of(name).startswith("partial") or "#" in name:
                 yield name
 
 
 def last_object(uri: str) -> str:
     """The kind of the object that was written last, of those that are there; leases do not count."""
-    found = [path for path in Path(uri).rglob("*") if not path.relative_to(uri).as_posix().startswith(f"{LEASES}/")]
-    times = {}
-    for path in found:
-        try:
-            if path.is_file():
-                times[path] = path.stat().st_mtime_ns
-        except FileNotFoundError:
-            continue  # purged meanwhile
-    return kind_of(max(times, key=times.__getitem__).relative_to(uri).as_posix()) if times else ""
+    times = {name: time for name, time in listed(uri).items() if not name.startswith(f"{LEASES}/")}
+    return kind_of(max(times, key=times.__getitem__)) if times else ""
 
 
 def _findings(run: Run, *, with_notes: bool) -> Iterable[str]:

@@ -10,13 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from _chaos_storage import StoreKind
+
 Target = Literal["driver", "actor", "raylet", "head"]
 Phase = Literal["train", "forget", "unlearn"]
 Style = Literal["after", "between", "during"]
 """When requests are sent: once training has ended, after its first kill, or while it runs."""
+Nodes = Literal["free", "held"]
+"""Whether all CPUs of a cluster are free for the run, or another job holds some of them for part of the time."""
 
-ON_RAY = 0.1
-"""Of the kills of drivers, where there is a cluster."""
 POINTED = 2 / 3
 """Of the kills of drivers, at named points; of those of actors, half as many."""
 
@@ -60,6 +62,9 @@ class Strike:
 
     scenario: int
     runner: Literal["local", "ray"]
+    store: StoreKind
+    nodes: Nodes | None
+    """None without Ray."""
     style: Style
     target: Target
     phase: Phase
@@ -73,12 +78,11 @@ class Plan:
     """The kills that are still to be made, and which of them the next run gets."""
 
     def __init__(
-        self, counts: Mapping[Target, int], points: Mapping[Phase, Sequence[str]], draw: random.Random
+        self, local: int, ray: Mapping[Target, int], points: Mapping[Phase, Sequence[str]], draw: random.Random
     ) -> None:
         self._points, self._draw = points, draw
-        on_ray = round(ON_RAY * counts.get("driver", 0)) if set(counts) - {"driver"} else 0
-        self.local = deque(self._of_drivers(counts.get("driver", 0) - on_ray))
-        self.ray = deque(self._on_ray(counts, on_ray))
+        self.local = deque(self._of_drivers(local))
+        self.ray = deque(self._on_ray(ray))
 
     def style(self, kills: deque[Kill]) -> Style:
         """When the next run's requests are sent: late, unless there are kills for its training."""
@@ -112,9 +116,9 @@ class Plan:
         self._draw.shuffle(kills)
         return kills
 
-    def _on_ray(self, counts: Mapping[Target, int], num_drivers: int) -> list[Kill]:
+    def _on_ray(self, counts: Mapping[Target, int]) -> list[Kill]:
         kills: list[Kill] = []
-        for target, number in {**counts, "driver": num_drivers}.items():
+        for target, number in counts.items():
             phases: list[Phase] = self._draw.choices(("train", "unlearn"), (4, 3), k=number)
             kills += [Kill(target=target, phase=phase, part=self._draw.random()) for phase in phases]
         points = [point for point in self._shuffled("train") if _is_of_actors(point)]

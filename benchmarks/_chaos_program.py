@@ -85,9 +85,14 @@ class Program:
         self._folder = tempfile.TemporaryDirectory(prefix="rs")  # short, as the paths of sockets must be
         self._address = str(Path(self._folder.name, "program"))
         self._server = subprocess.Popen([sys.executable, __file__, self._address])
-        if not wait_until(lambda: os.path.exists(self._address) or self._server.poll() is not None, START_S):
+        if not wait_until(lambda: self._listens() or self._server.poll() is not None, START_S):
             raise TimeoutError("the program did not load")
         return self
+
+    def _listens(self) -> bool:
+        """Whether it takes connections: its socket is there a moment before."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            return connection.connect_ex(self._address) == 0
 
     def __exit__(self, *error: object) -> None:
         self._server.terminate()
@@ -112,7 +117,10 @@ class _Fork(socketserver.StreamRequestHandler):
     """A process for each connection: it forks the command, says its process id, and waits for its exit code."""
 
     def handle(self) -> None:
-        job = json.loads(self.rfile.readline())
+        line = self.rfile.readline()
+        if not line:
+            return  # only asked whether somebody listens
+        job = json.loads(line)
         child = os.fork()
         if child == 0:
             _become(job)

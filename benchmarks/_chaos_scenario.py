@@ -17,16 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from _chaos_cluster import TRAINING, RayCluster
-from _chaos_commands import NAME, Undisturbed, forget_arguments, train_arguments, unlearn_arguments
+from _chaos_commands import Undisturbed, forget_arguments, train_arguments, unlearn_arguments, uri_of
 from _chaos_judge import Deletion, Verdict, last_object
-from _chaos_kills import Kill, Phase, Scene, Strike, Style
+from _chaos_kills import Kill, Nodes, Phase, Scene, Strike, Style
 from _chaos_program import Process, Program
+from _chaos_storage import Storage
 
 from ray_sisa.layout import RUN
 from ray_sisa.store import Store
 
-LEASE_S = 0.5  # how long a killed driver blocks the next
-ATTEMPT_S = {False: 240.0, True: 420.0}  # by whether it is on Ray; a command that takes longer hangs
+LEASES_S = (0.5, 30.0)  # often renewed, and hardly ever; a killed driver blocks the next in no case
+ATTEMPT_S = {False: 240.0, True: 420.0}  # by whether it is on Ray; a command that takes longer has stalled
 MOST_ATTEMPTS = 15
 SPREAD_S = 1.5
 AT_ONCE = 0.2  # parts up to this count from when a shard actor is there: it may be loading libraries still
@@ -42,8 +43,10 @@ class Outcome:
     tainted_served: list[str] = field(default_factory=list)
     broken_at_rest: list[str] = field(default_factory=list)
     """What `check` found after a kill, while nobody worked on the run."""
+    stalled: list[str] = field(default_factory=list)
+    """Commands that took longer than any may."""
     unexpected: list[str] = field(default_factory=list)
-    """Commands that ended with an error although nobody had killed them, hung, or left processes."""
+    """Commands that ended with an error although nobody had killed them, or left processes."""
     seconds_to_end: list[float] = field(default_factory=list)
     """How long drivers took to end that had lost the head of their cluster."""
     verdict: Verdict | None = None
@@ -51,9 +54,12 @@ class Outcome:
     @property
     def ok(self) -> bool:
         """Whether nothing went wrong."""
-        return not (self.tainted_served or self.broken_at_rest or self.unexpected) and bool(
-            self.verdict and self.verdict.ok
-        )
+        wrong = self.tainted_served or self.broken_at_rest or self.stalled or self.unexpected
+        return not wrong and bool(self.verdict and self.verdict.ok)
+
+
+class Stalled(Exception):
+    """A command took longer than any may: its run ends there."""
 
 
 class Scenario:
@@ -65,13 +71,15 @@ class Scenario:
         folder: Path,
         program: Program,
         cluster: RayCluster | None,
+        storage: Storage,
         peace: Undisturbed,
         draw: random.Random,
         style: Style,
+        nodes: Nodes,
     ) -> None:
-        self._number, self._folder, self._uri = number, folder, str(folder / NAME)
+        self._number, self._folder, self._uri = number, folder, uri_of(folder, storage)
         self._program, self._cluster, self._peace, self._draw = program, cluster, peace, draw
-        self._style = style
+        self._storage, self._style, self._nodes, self._lease_s = storage, style, nodes, draw.choice(LEASES_S)
         self._unsent = deque(peace.deletions)
         self._acknowledged: list[Deletion] = []
         self._forget_kills: deque[Kill] = deque()
@@ -81,12 +89,15 @@ class Scenario:
 
     def run(self, kills: Sequence[Kill]) -> Outcome:
         """Runs all commands under these kills, in this order for each phase."""
+        if self._cluster:
+            self._cluster.hold(self._number) if self._nodes == "held" else self._cluster.let_go()
         by_phase = {phase: [kill for kill in kills if kill.phase == phase] for phase in ("train", "forget", "unlearn")}
         self._forget_kills = deque(by_phase["forget"])
-        self._command("train", train_arguments(self._folder, self._cluster is not None), by_phase["train"])
+        on_ray = self._cluster is not None
+        self._command("train", train_arguments(self._folder, self._storage, on_ray), by_phase["train"])
         while self._unsent:
             self._send()
-        self._command("unlearn", unlearn_arguments(self._folder, self._cluster is not None), by_phase["unlearn"])
+        self._command("unlearn", unlearn_arguments(self._uri, on_ray), by_phase["unlearn"])
         self.outcome.missed += self._forget_kills
         if self._cluster and not (self._cluster.at_rest() and self._cluster.bury()):
             self.outcome.unexpected.append("processes of the cluster were left")
@@ -99,7 +110,7 @@ class Scenario:
         kills = [self._forget_kills.popleft()] if self._forget_kills else []
         if not self._unsent:
             kills, self._forget_kills = [*kills, *self._forget_kills], deque()
-        self._command("forget", forget_arguments(self._folder, deletion), kills)
+        self._command("forget", forget_arguments(self._uri, deletion), kills)
         self._acknowledged.append(deletion)
 
     def _command(self, phase: Phase, arguments: Sequence[str], kills: Sequence[Kill]) -> None:
@@ -115,7 +126,7 @@ class Scenario:
 
     def start(self, phase: Phase, arguments: Sequence[str], armed: Kill | None) -> Process:
         """Starts a command, itself or its shard actors armed with a crash point."""
-        environment = {"RAY_SISA_LEASE_S": str(LEASE_S)}
+        environment = self._storage.environment | {"RAY_SISA_LEASE_S": str(self._lease_s)}
         if self.on_ray(phase):
             assert self._cluster
             environment |= self._cluster.environment
@@ -176,7 +187,9 @@ class Scenario:
         """Records a kill, and looks at what it left; all of it where what was killed leaves nobody at work."""
         strike = Strike(
             scenario=self._number,
-            runner="ray" if self.on_ray(kill.phase) else "local",
+            runner="ray" if self._cluster else "local",
+            store=self._storage.kind,
+            nodes=self._nodes if self._cluster else None,
             style=self._style,
             target=kill.target,
             phase=kill.phase,
@@ -192,8 +205,16 @@ class Scenario:
 
     def is_unexpected(self, what: str) -> None:
         """Notes what should not have happened, with the last that was logged."""
+        self.outcome.unexpected.append(f"{what}: {self._last_line()}")
+
+    def has_stalled(self, what: str) -> Stalled:
+        """Notes what took longer than it may."""
+        self.outcome.stalled.append(f"{what}: {self._last_line()}")
+        return Stalled(what)
+
+    def _last_line(self) -> str:
         lines = (self._folder / "log").read_text(errors="replace").splitlines()
-        self.outcome.unexpected.append(f"{what}: {lines[-1] if lines else ''}")
+        return lines[-1] if lines else ""
 
 
 class _Attempt:
@@ -221,9 +242,8 @@ class _Attempt:
             elif self._phase == "train" and time.monotonic() > self._send_at and not self._scenario.send_meanwhile():
                 self._send_at = time.monotonic() + 0.1
             if time.monotonic() - self._began > ATTEMPT_S[self._on_ray]:
-                self._scenario.is_unexpected(f"{self._phase} hung")
                 self._process.kill()
-                return False
+                raise self._scenario.has_stalled(f"{self._phase} took more than {ATTEMPT_S[self._on_ray]:.0f} s")
         self._look_for_strike()
         return self._judge_end(self._process.code)
 
@@ -296,8 +316,8 @@ class _Attempt:
         else:
             lost = time.monotonic()
             if self._process.wait(ATTEMPT_S[True]) is None:
-                scenario.is_unexpected("a driver that lost its head hung")
                 self._process.kill()
+                raise scenario.has_stalled("a driver that lost its head did not end")
             scenario.outcome.seconds_to_end.append(round(time.monotonic() - lost, 1))
         self._strike(kill, "head and driver" if with_driver else "head", scene, at_rest=self._comes_to_rest())
         scenario.cluster.replace()
