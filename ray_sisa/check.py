@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from ray_sisa import retention
+from ray_sisa import retention, seals
 from ray_sisa.check_models import Models
 from ray_sisa.check_records import Records, in_segments
+from ray_sisa.check_seals import UNEQUAL
 from ray_sisa.check_spending import look_at_charges
 from ray_sisa.errors import StoreError
 from ray_sisa.findings import LOOK, REPAIR, UNLEARN, Finding, Findings, is_name
@@ -56,7 +57,7 @@ def check(store: Store, tell: Callable[[int, int], None] = lambda done, of: None
     """
     leases = store.numbers(LEASES)
     found = _look(store, tell)
-    if found.ok or (store.numbers(LEASES) == leases and not _holder(store)):
+    if found.ok or (store.numbers(LEASES) == leases and not _holder(store, with_dead=True)):
         return found
     # Somebody worked on the run: what went between listing and reading is not found a second time.
     again = _look(store, tell)
@@ -65,6 +66,8 @@ def check(store: Store, tell: Callable[[int, int], None] = lambda done, of: None
 
 def repair(store: Store, found: Checked, wait_s: float | None = None) -> None:
     """Deletes what a check found that can be made again, commit records first, and puts back requests from segments.
+
+    What is damaged where it says nothing is written anew from what is read of it.
 
     A reconcile then makes again what should be there. A crash anywhere leaves less than before, and nothing wrong.
 
@@ -75,11 +78,14 @@ def repair(store: Store, found: Checked, wait_s: float | None = None) -> None:
     if not found.sound:
         rule = "cannot be repaired: what should be there follows from objects that are lost, damaged or another run's"
         raise StoreError("run", store.uri, rule, "Restore what `ray-sisa check RUN` names first; nothing was changed")
-    paths = {finding.path for finding in found.findings if finding.repairable}
+    whole = {finding.path for finding in found.findings if finding.problem == UNEQUAL}
+    paths = {finding.path for finding in found.findings if finding.repairable} - whole
     # A stage without its weights is absent only if it has no record either.
     paths |= {stage_record(path.split("/")[1]) for path in paths if kind_of(path) == "stages/weights"}
     _end_damaged_lease(store, paths)
     with hold_lease(store, wait_s=wait_s):
+        for path in sorted(whole):
+            seals.write_anew(store, path)
         requests = {numbered(LEDGER, number): data for number, data in in_segments(store).items()}
         for path in sorted(paths & requests.keys()):
             store.put(path, requests[path])
@@ -100,10 +106,10 @@ def _end_damaged_lease(store: Store, paths: Iterable[str]) -> None:
         store.create(ended.path, ended.to_bytes())
 
 
-def _holder(store: Store) -> str | None:
-    """Who works on the run, if anybody does."""
+def _holder(store: Store, *, with_dead: bool = False) -> str | None:
+    """Who works on the run, if anybody does; with the dead, also who did until just now."""
     try:
-        lease = holder_of(store)
+        lease = holder_of(store, with_dead=with_dead)
     except StoreError:
         return None  # a damaged lease is a finding
     return lease.holder if lease else None
@@ -150,7 +156,8 @@ def _whole_run(store: Store, found: Findings) -> bool:
         look_at_charges(store, live, records.ledger, records.heads.values(), found)
     else:
         # What should exist follows from these: where they do not agree, nothing can be said to be too much.
-        found.seen |= {path for path in found.sizes if path.startswith(("features/", "slices/", "spent/", "stages/"))}
+        unsure = ("features/", "seals/", "slices/", "spent/", "stages/")
+        found.seen |= {path for path in found.sizes if path.startswith(unsure)}
         found.note("slices and stages were not looked at: what should be there follows from what is found here")
     _strangers(store, found, sound)
     return sound

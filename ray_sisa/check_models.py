@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from ray_sisa import approximations, features, heads
+from ray_sisa import approximations, check_seals, features, heads
 from ray_sisa.digests import digest_bytes, digest_tensors
 from ray_sisa.errors import StoreError
 from ray_sisa.findings import REPAIR, UNLEARN, Findings, is_name, wrong
@@ -26,6 +26,7 @@ from ray_sisa.layout import (
     slice_object,
     stage_record,
     stage_weights,
+    test_object,
     whole_approximations,
 )
 from ray_sisa.ledger import Ledger
@@ -33,7 +34,7 @@ from ray_sisa.lineage import Chain, Stage, recipe_digest
 from ray_sisa.live import LiveSet
 from ray_sisa.reconcile import MAX_POSITIONS
 from ray_sisa.records import Approximation, Head, PartialRecord, StageRecord
-from ray_sisa.slices import read_slice
+from ray_sisa.slices import read_slice, samples_in
 from ray_sisa.stages import load_stage
 from ray_sisa.store import Store
 
@@ -55,6 +56,9 @@ class Models:
         """Looks at all of them."""
         self._features(self._slices())
         self._stages()
+        wanted = {slice_object(stage.slice_digest) for chain in self._chains for stage in chain.stages}
+        wanted |= {test_object(self._run.test_digest)} if self._run.test_digest else set()
+        check_seals.look_at_rest(self._store, self._found, wanted)
 
     def _slices(self) -> set[str]:
         """Returns the objects that slices are still to be made from."""
@@ -100,13 +104,18 @@ class Models:
 
     def _problem(self, stage: Stage) -> str:
         """What is wrong with the slice of a stage, if anything."""
+        path = slice_object(stage.slice_digest)
         try:
-            samples = read_slice(self._store, stage.slice_digest)
+            data = self._store.get(path)
+            samples = samples_in(data, self._store.where(path), stage.slice_digest)
         except StoreError as error:
             return error.rule
         index = self._live.index(stage.shard)
         subjects = index.subjects.take(pc.index_in(samples.ids, index.ids))
-        return "" if samples.subjects.equals(subjects) else "does not name the subjects that the index names"
+        if not samples.subjects.equals(subjects):
+            return "does not name the subjects that the index names"
+        check_seals.compare(self._store, self._found, path, data)
+        return ""
 
     def _source(self, stage: Stage, larger: Set[str]) -> str | None:
         """The object that the slice of a stage can be made from, if it is there."""

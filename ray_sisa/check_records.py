@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pydantic import TypeAdapter
 
-from ray_sisa import heads, ledger
+from ray_sisa import check_seals, heads, ledger
 from ray_sisa.activity import Activity
 from ray_sisa.audit import read_evaluation
 from ray_sisa.digests import END, digest_bytes, unseal
@@ -39,7 +39,7 @@ from ray_sisa.layout import (
 from ray_sisa.ledger import EMPTY, Ledger
 from ray_sisa.live import LiveSet
 from ray_sisa.records import Certificate, Head, LeaseRecord, Request, RunRecord
-from ray_sisa.slices import read_test
+from ray_sisa.slices import samples_in
 from ray_sisa.stages import load_initial
 from ray_sisa.store import Store
 
@@ -110,8 +110,11 @@ class Records:
 
     def _test(self) -> None:
         if digest := self._run.test_digest:
-            with self._found.about(test_object(digest)) as found:
-                read_test(self._store, digest)
+            path = test_object(digest)
+            with self._found.about(path) as found:
+                data = self._store.get(path)
+                samples_in(data, self._store.where(path), digest)
+                check_seals.compare(self._store, self._found, path, data)
             if found:  # another one may be the right one, if run.json is of another run
                 self._found.seen |= {path for path in self._found.sizes if kind_of(path) == "test"}
 

@@ -26,6 +26,10 @@ KINDS = {
     "test": ("no evaluation is possible, and training stops where it measures", _ANEW),
     "initial": ("no shard can be trained from its beginning; with a frozen backbone, nothing be predicted", _ANEW),
     "slices": ("stages that read it cannot be trained or verified; those that are trained stand", _ANEW),
+    "seals": (
+        "what its slice or test set says is known to be right, and its other bytes are not compared",
+        f"{REPAIR}: it is removed, and made again",
+    ),
     "features": ("it is passed over, and what is in it is made again where it is needed", f"{REPAIR}: it is removed"),
     "stages/stage": (
         "its shard can neither vote with the stage nor go on from it",
@@ -81,6 +85,7 @@ _NAMES = re.compile(
     r"features/[0-9a-f]{64}/[0-9a-f]{64}\.safetensors|"
     r"stages/[0-9a-f]{64}/(weights\.safetensors|stage\.json|partial/\d{8}\.(safetensors|json)|"
     r"approximate/[0-9a-f]{64}\.(safetensors|json))|"
+    r"seals/[0-9a-f]{64}/(slices|test)\.json|"
     r"spent/[0-9a-f]{64}/\d{8}\.json|"
     r"(ledger|heads|certificates|lease)/\d{8}\.json|segments/\d{8}\.jsonl|reports/[^/]+|probes/[0-9a-f]{32}|lease/activity\.json"
 )
@@ -95,7 +100,7 @@ class Finding:
     meaning: str
     remedy: str
     repairable: bool
-    """Whether `repair` deletes it, since it follows from the rest or must not exist, or puts it back."""
+    """Whether `repair` deletes it, since it follows from the rest or must not exist, or writes it again."""
 
 
 class Findings:

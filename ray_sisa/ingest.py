@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ray_sisa import overlap, preprocessing, retention
+from ray_sisa import creation, overlap, preprocessing, retention
 from ray_sisa.clock import now
 from ray_sisa.config import RunConfig, TrainingRecipe, epochs_by_slice
 from ray_sisa.data import Dataset
@@ -21,6 +21,7 @@ from ray_sisa.placement import group_by_shard, place
 from ray_sisa.private_recipe import Sizes, noise_multiplier, slice_sizes
 from ray_sisa.records import RunRecord, SliceEntry
 from ray_sisa.samples import Samples
+from ray_sisa.seals import put_sealed
 from ray_sisa.slices import digest_of_slice, index_shard, slice_to_bytes, sort_by_id
 from ray_sisa.store import Store
 
@@ -34,7 +35,7 @@ def ingest(store: Store, config: RunConfig, dataset: Dataset) -> RunRecord:
     """Writes a data set into a store and creates the run.
 
     A crash before `run.json` leaves objects that nothing refers to; the same command writes them again. If another
-    process creates the run meanwhile, that one stands.
+    process creates the run meanwhile, that one stands, and what was written for this one is removed.
 
     Raises:
         ConfigError: more places than subjects, a placement that needs deletion probabilities which the data do not
@@ -68,7 +69,9 @@ def ingest(store: Store, config: RunConfig, dataset: Dataset) -> RunRecord:
     )
     if store.create(RUN, record.to_bytes()):
         return record
-    return store.read(RUN, RunRecord)
+    run = store.read(RUN, RunRecord)
+    creation.withdraw(store, record, run)
+    return run
 
 
 def resolve_recipe(
@@ -184,7 +187,7 @@ def _write_shard(
     for summary in summaries:
         rows = np.arange(first, first := first + summary.num_samples)
         if summary.digest:
-            store.put(slice_object(summary.digest), slice_to_bytes(ordered.take(rows)))
+            put_sealed(store, slice_object(summary.digest), slice_to_bytes(ordered.take(rows)))
     data = index_to_bytes(index)
     digest = digest_bytes(data)
     store.put(shard_index(digest), data)
@@ -197,7 +200,7 @@ def _write_test(store: Store, test: Samples | None) -> str | None:
     ordered = sort_by_id(test)
     digest = digest_of_slice(ordered)
     assert digest is not None  # it has samples
-    store.put(test_object(digest), slice_to_bytes(ordered))
+    put_sealed(store, test_object(digest), slice_to_bytes(ordered))
     return digest
 
 

@@ -5,6 +5,7 @@
     index/<digest>.arrow                who is in a shard: ids, subjects, row digests
     test/<digest>.arrow                 the test set
     slices/<digest>.arrow               samples of one (shard, slice) as they are live
+    seals/<digest>/{slices,test}.json   digest of the bytes of that slice, or of the test set
     features/<digest>/<content digest>.safetensors    what a frozen backbone makes of that slice, or of the test set
     stages/<key>/weights.safetensors    the result of a stage
     stages/<key>/stage.json             its commit record, written last
@@ -33,7 +34,7 @@ from ray_sisa.digests import digest_bytes
 
 RUN = "run.json"
 LEDGER, SEGMENTS, HEADS, CERTIFICATES = "ledger", "segments", "heads", "certificates"
-LEASES, REPORTS, FEATURES, SPENT = "lease", "reports", "features", "spent"
+LEASES, REPORTS, FEATURES, SPENT, SEALS = "lease", "reports", "features", "spent", "seals"
 PROBES = "probes"
 ACTIVITY = f"{LEASES}/activity.json"
 DIGITS = 8  # numbered objects sort by name
@@ -44,6 +45,7 @@ UNREACHABLE = "storage_path must be reachable from every node: use an object sto
 # What follows from other objects, and is made anew once it is gone.
 REMADE = {
     "features",
+    "seals",
     "stages/weights",
     "stages/stage",
     "partial/state",
@@ -111,6 +113,16 @@ def test_object(digest: str) -> str:
     return f"test/{digest}.arrow"
 
 
+def seal_of(path: str) -> str:
+    """Seal of a slice object or of the test set."""
+    return f"{SEALS}/{samples_of(path)}/{kind_of(path)}.json"
+
+
+def sealed_by(path: str) -> str:
+    """The slice object or test set that a seal is of."""
+    return f"{Path(path).stem}/{samples_of(path)}.arrow"
+
+
 def features(digest: str) -> str:
     """Folder of the features of a slice, or of the test set, by the digest of its samples."""
     return f"{FEATURES}/{digest}"
@@ -122,7 +134,7 @@ def feature_object(digest: str, content: str) -> str:
 
 
 def samples_of(path: str) -> str:
-    """Digest of the samples that a slice object, or an object of features, is of."""
+    """Digest of the samples that a slice object, the test set, a seal, or an object of features is of."""
     return Path(path.split("/")[1]).stem
 
 

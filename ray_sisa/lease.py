@@ -106,14 +106,19 @@ def is_held(store: Store, record: LeaseRecord) -> bool:
     raise StoreError("storage_path", store.where(""), rule, UNREACHABLE)
 
 
-def holder_of(store: Store) -> LeaseRecord | None:
+def holder_of(store: Store, *, with_dead: bool = False) -> LeaseRecord | None:
     """The lease of whoever works on the run; None if nobody does.
+
+    Args:
+        store: of the run.
+        with_dead: also of one that is provably dead, until its lease ends: its workers may be at work still.
 
     Raises:
         StoreError: the lease is damaged, or cannot be read.
     """
     _, latest = _latest(store)
-    return None if latest is None or _is_over(latest) else latest
+    is_over = latest is None or (_left_s(latest) < 0 if with_dead else _is_over(latest))
+    return None if is_over else latest
 
 
 @contextmanager

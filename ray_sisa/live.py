@@ -16,6 +16,7 @@ from ray_sisa.layout import shard_index, slice_object
 from ray_sisa.ledger import Ledger, deleted_by_shard
 from ray_sisa.lineage import Chain, Stage, make_chain, recipe_digest
 from ray_sisa.records import RunRecord
+from ray_sisa.seals import put_sealed
 from ray_sisa.slices import TAMPERED, digest_of_slice, read_slice, slice_to_bytes
 from ray_sisa.store import Store
 
@@ -101,7 +102,7 @@ class LiveSet:
                 assert digest_of_slice(live) == stage.slice_digest  # both follow from the index and the ledger
                 # Before the slice: once that is there, nobody looks for what it can be made from.
                 features.shrink(self._store, self.run, larger, stage.slice_digest, is_kept)
-                self._store.put(slice_object(stage.slice_digest), slice_to_bytes(live))
+                put_sealed(self._store, slice_object(stage.slice_digest), slice_to_bytes(live))
                 return
         rule = f"is not there, nor any object to make it from (shard {stage.shard}, slice {stage.slice})"
         remedy = "Restore the slices folder from a backup; what was deleted is swept from it by `ray-sisa unlearn`"

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 
-from ray_sisa import features, heads, retention
+from ray_sisa import creation, features, heads, retention, seals
 from ray_sisa.activity import ActivityWriter
 from ray_sisa.certificates import certify
 from ray_sisa.engine.driver import run_chains
@@ -29,11 +29,15 @@ from ray_sisa.layout import (
     FEATURES,
     HEADS,
     LEDGER,
+    SEALS,
+    kind_of,
     numbered,
     samples_of,
+    sealed_by,
     slice_object,
     stage_record,
     stage_weights,
+    test_object,
     whole_approximations,
 )
 from ray_sisa.lease import Lease, hold_lease
@@ -80,6 +84,8 @@ class Reconciler:
         self._live = LiveSet(store, run)
         self._began = time.perf_counter()
         self._seconds_to_effective = 0.0
+        self._is_first = False
+        """Whether nobody worked on the run before."""
         self._purged = 0
         self._trained: list[StageRecord] = []
         self._kept = Kept()
@@ -93,6 +99,7 @@ class Reconciler:
         """
         self._kept = Kept(retention=retention.look(self._store, self._run.config.purge))
         with hold_lease(self._store, wait_s=wait_s) as lease:
+            self._is_first = heads.latest_head(self._store) is None
             while True:
                 ledger = self._make_effective()
                 chains = self._live.chains(ledger)
@@ -135,11 +142,16 @@ class Reconciler:
         doomed_slices = [path for path in self._store.sizes("slices") if path not in kept]
         with_features = {*slices, self._run.test_digest} if self._run.training.is_frozen else set()
         doomed_slices += [path for path in self._store.sizes(FEATURES) if samples_of(path) not in with_features]
+        doomed_slices += [path for path in self._store.sizes(SEALS) if sealed_by(path) not in kept | self._test()]
+        attempts = set(creation.left_by_others(self._store, self._run)) - kept if self._is_first else set()
         # Listed before the check, deleted after it: whoever took over since may have made what is wanted now, and that
         # was not there yet. What was there and is not wanted now never will be, since requests only come.
         lease.check()
-        self._tell_strays(doomed.keys(), set(doomed_slices), ledger)
-        self._store.delete(doomed_slices)
+        if attempts:
+            logger.info("%d objects of another attempt to create this run are removed", len(attempts))
+        told = {path for path in doomed_slices if kind_of(path) != SEALS}
+        self._tell_strays(doomed.keys(), told - attempts, ledger)
+        self._store.delete([*doomed_slices, *(attempts - set(doomed_slices))])
         # The commit records first: without its own a stage is absent, however little else was deleted.
         self._store.delete(stage_record(key) for key in doomed)
         self._store.delete(path for key, paths in doomed.items() for path in paths if path != stage_record(key))
@@ -147,6 +159,10 @@ class Reconciler:
         self._purged += len(doomed)
         if self._kept.retention.versions and self._run.config.purge.versions == "delete":
             self._kept = replace(self._kept, objects=retention.remove_versions(self._store))
+
+    def _test(self) -> set[str]:
+        """The test set, if there is one."""
+        return {test_object(self._run.test_digest)} if self._run.test_digest else set()
 
     def _left_inside(self) -> list[str]:
         """What a kill left inside stages that are committed: states of their training, half an approximation."""
@@ -246,6 +262,8 @@ class Reconciler:
         head = heads.write_head(self._store, constituents, ledger=ledger, complete=True)
         self._purge(chains, ledger, lease)  # what a stray writer left meanwhile
         keys, slices = _names(chains)
+        # Of runs from before there were seals, and where a kill came between an object and its own.
+        seals.add_missing(self._store, {*map(slice_object, slices), *self._test()}, self._store.sizes(SEALS))
         left = {f"stages/{key}" for key in self._store.stage_files().keys() - keys}
         known = {*slices, self._run.test_digest}
         left |= {path for path in self._store.sizes(FEATURES) if samples_of(path) not in known}

@@ -20,6 +20,7 @@ from ray_sisa.layout import (
     charges,
     numbered,
     partial_record,
+    seal_of,
     stage_record,
 )
 
@@ -77,6 +78,20 @@ class RunRecord(StoredRecord):
     def path(self) -> str:
         """Where it belongs."""
         return RUN
+
+
+class SealRecord(StoredRecord):
+    """seals/<digest>/{slices,test}.json: what the bytes of an object that is named by its samples are."""
+
+    object: str
+    """Path of a slice object or of the test set."""
+    digest: str
+    """Of its bytes."""
+
+    @property
+    def path(self) -> str:
+        """Where it belongs."""
+        return seal_of(self.object)
 
 
 class EpochMetrics(StoredRecord):

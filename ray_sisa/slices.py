@@ -115,7 +115,16 @@ def read_test(store: Store, digest: str) -> Samples:
 
 
 def _read(store: Store, path: str, digest: str) -> Samples:
-    samples = slice_from_bytes(store.get(path), store.where(path))
+    return samples_in(store.get(path), store.where(path), digest)
+
+
+def samples_in(data: bytes, where: str, digest: str) -> Samples:
+    """The samples in a slice object or test set named `where`, checked against their digest.
+
+    Raises:
+        StoreError: the bytes are no such object, or hold other samples.
+    """
+    samples = slice_from_bytes(data, where)
     if digest_of_slice(samples) != digest:
-        raise StoreError(store.where(path), "", "does not hold the samples that it is named after", TAMPERED)
+        raise StoreError(where, "", "does not hold the samples that it is named after", TAMPERED)
     return samples

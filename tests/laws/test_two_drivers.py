@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from small_runs import assert_same_models, without
+from small_runs import RECIPES, assert_same_models, small_config, without
 
+from ray_sisa.location import join_run
 from ray_sisa.run import Run
 from ray_sisa.samples import Samples
 
@@ -182,3 +183,30 @@ def test_the_second_says_who_has_it_or_waits(copied: Callable[..., Run]) -> None
     assert second.returncode == 0 or f"/{first.pid}/" in answers[1][1]
     assert run.status().complete
     assert len(run.certificates()) == 1
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_two_that_create_one_run_leave_nothing_of_the_one_that_lost(
+    how: str, parquet: dict[str, str], tmp_path: Path
+) -> None:
+    """Each draws a placement key, and so writes slices and indexes of its own; one has, or gets, its run.json."""
+    config = small_config(tmp_path, recipe=RECIPES["mlp"], data=parquet, placement={"key": None})
+    (tmp_path / "config.yaml").write_text(config.model_dump_json())  # JSON is YAML
+    arguments = ("-m", "ray_sisa.cli", "train", str(tmp_path / "config.yaml"), "--runner", "local", "--quiet")
+    point = "stop before create run.json" if how == "stop" else "before create run.json"
+    first = python(*arguments, RAY_SISA_CRASH_AT=point)
+    try:
+        os.waitpid(first.pid, os.WUNTRACED)
+        second = python(*arguments)
+        _, told = second.communicate(timeout=120)
+        assert (second.returncode, "must not exist" in told) == (0, False), told
+        if how == "stop":
+            first.send_signal(signal.SIGCONT)
+            _, told = first.communicate(timeout=120)
+            assert (first.returncode, "must not exist" in told) == (0, False), told
+    finally:
+        first.kill()
+        first.communicate()
+    run = Run.open(join_run(config.storage_path, config.name))
+    assert run.check().ok, run.check().findings
+    assert run.verify(runner="local", sample=1).ok
