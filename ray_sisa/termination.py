@@ -26,6 +26,10 @@ def graceful() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, _raise)
     try:
         yield
+    except SystemError as error:  # so Ray's `wait` reports an exception that a signal raises within it
+        if isinstance(error.__cause__, Terminated | KeyboardInterrupt):
+            raise error.__cause__ from None
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 

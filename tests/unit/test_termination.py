@@ -26,6 +26,17 @@ def test_the_block_ends_and_a_second_signal_does_not_cut_its_end_short() -> None
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize("cause", [Terminated, KeyboardInterrupt])
+def test_what_an_extension_makes_of_the_exception_is_undone(cause: type[BaseException]) -> None:
+    with pytest.raises(cause), graceful():
+        raise SystemError("returned a result with an exception set") from cause()
+
+
+def test_other_errors_of_the_system_stay_what_they_are() -> None:
+    with pytest.raises(SystemError), graceful():
+        raise SystemError("a bug")
+
+
 def test_a_library_does_not_change_what_the_signal_does() -> None:
     with graceful():
         ours = signal.getsignal(signal.SIGTERM)
