@@ -31,7 +31,13 @@ from ray_sisa.samples import Samples
 PAGE = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
 FIXED = ("run.json", "index", "test", "initial")
 # Beside what is written once: each step is copied after the one before it.
-STEPS = (("certificates",), ("heads", "reports"), ("stages", "spent"), ("features", "slices"), ("segments", "ledger"))
+STEPS = (
+    ("certificates",),
+    ("heads", "reports"),
+    ("stages", "spent"),
+    ("features", "slices", "seals"),
+    ("segments", "ledger"),
+)
 DEADLINE_S = 60.0
 
 
