@@ -15,6 +15,8 @@ from _chaos_judge import Verdict
 from _chaos_kills import Strike
 from _chaos_scenario import Outcome
 
+from ray_sisa.strict_json import finite, to_json
+
 RECORD, PART = "chaos.json", "part-*.json"
 NO_VERDICT = Verdict(divergent=(), lost=(), tainted_left=(), check_findings=())
 COUNTS = ("divergent", "lost", "tainted_served", "tainted_left", "stalled", "check_findings", "unexpected")
@@ -112,7 +114,7 @@ def write(record: Mapping[str, Any], path: Path) -> None:
     """Writes a record; whoever reads meanwhile finds a whole one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    unfinished.write_text(to_json(finite(record), indent=1) + "\n", encoding="utf-8")
     unfinished.replace(path)
 
 

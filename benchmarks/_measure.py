@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import math
 import os
 import platform
@@ -20,6 +19,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeVar
+
+from ray_sisa.strict_json import finite, to_json
 
 ROOT = Path(__file__).resolve().parent.parent
 Measured = TypeVar("Measured")
@@ -141,7 +142,7 @@ def report(
         "findings": [{**asdict(finding), "met": finding.met} for finding in findings],
         "raw": dict(raw),
     }
-    arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    arguments.json.write_text(to_json(finite(content), indent=1) + "\n", encoding="utf-8")
 
 
 def commit() -> str | None:

@@ -35,6 +35,7 @@ from ray_sisa.engine.runner import open_runner
 from ray_sisa.engine.work import EpochDone, Event
 from ray_sisa.report import write_report
 from ray_sisa.run import Run
+from ray_sisa.strict_json import finite, to_json
 
 BLOCK = (20_000, 30_000)
 CONFIG = Path(__file__).with_suffix(".yaml")
@@ -50,10 +51,13 @@ def main() -> None:
         record["twice"] = {name: [run[name] for run in runs] for name in names}
         record["twice"]["equal"] = all(runs[0][name] == runs[1][name] for name in names)
     # Where the data lay is nobody's business who reads the record.
-    text = json.dumps(record, indent=1, default=str).replace(os.environ["RAY_SISA_DATA"], "DATA")
+    text = json.dumps(finite(record), indent=1, default=str, allow_nan=False).replace(
+        os.environ["RAY_SISA_DATA"], "DATA"
+    )
     (options.out / "result.json").write_text(text + "\n", encoding="utf-8")
     shutil.copy(CONFIG, options.out / "config.yaml")
-    print(json.dumps({k: v for k, v in record.items() if k not in {"configuration", "evaluations"}}, indent=1))
+    shown = {k: v for k, v in json.loads(text).items() if k not in {"configuration", "evaluations"}}
+    print(to_json(shown, indent=1))
 
 
 def measure(options: argparse.Namespace, name: str) -> dict[str, Any]:
@@ -134,7 +138,7 @@ def tell(event: Event) -> None:
     if isinstance(event, EpochDone):
         stage, measured = event.stage, event.metrics
         print(
-            f"shard {stage.shard} slice {stage.slice} epoch {measured.epoch + 1}: loss {measured.loss:.3f} "
+            f"shard {stage.shard} slice {stage.slice} epoch {measured.epoch + 1}: loss {measured.loss} "
             f"train {measured.train_top1:.3f} test {measured.test_top1 or np.nan:.3f}",
             file=sys.stderr,
             flush=True,

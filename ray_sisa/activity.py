@@ -14,7 +14,16 @@ from typing import Literal
 
 from ray_sisa.clock import now
 from ray_sisa.engine.runner import Placed
-from ray_sisa.engine.work import ChainEnded, ChainWork, EpochDone, Event, FeaturesUnderway, StageDone, StageUnderway
+from ray_sisa.engine.work import (
+    ChainEnded,
+    ChainWork,
+    EpochDone,
+    Event,
+    FeaturesUnderway,
+    StageDiverged,
+    StageDone,
+    StageUnderway,
+)
 from ray_sisa.errors import StoreError
 from ray_sisa.headway import Headway
 from ray_sisa.layout import ACTIVITY
@@ -90,7 +99,7 @@ class ActivityWriter:
         self._headway.hear(event)
         if isinstance(event, ChainEnded):
             self._heard.pop(event.shard, None)
-        elif isinstance(event, StageDone):
+        elif isinstance(event, StageDone | StageDiverged):
             self._heard.pop(event.record.shard, None)
         elif isinstance(event, FeaturesUnderway):
             self._heard[event.shard] = ShardActivity(shard=event.shard, state="features", slice=event.slice)

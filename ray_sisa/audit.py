@@ -19,7 +19,7 @@ from ray_sisa.clock import now
 from ray_sisa.config import DataConfig
 from ray_sisa.digests import seal, unseal
 from ray_sisa.engine.runner import Runner, RunnerName, device_of, open_runner
-from ray_sisa.ensemble import Inputs, aggregate, constituent_outputs
+from ray_sisa.ensemble import Inputs, aggregate, constituent_outputs, silent
 from ray_sisa.errors import RequestError, StoreError
 from ray_sisa.evaluation.accuracy import Accuracy, accuracy, cross_entropy
 from ray_sisa.evaluation.membership import MIN_PER_CLASS, Membership, matched_membership_inference, num_matched
@@ -27,7 +27,7 @@ from ray_sisa.features import features_of
 from ray_sisa.layout import REPORTS, damaged, measurement
 from ray_sisa.ledger import Ledger
 from ray_sisa.members import Members, select, shards_to_forget
-from ray_sisa.records import Approximation, Constituent, Head, RunRecord
+from ray_sisa.records import Approximation, Constituent, Excluded, Head, RunRecord
 from ray_sisa.samples import Samples, concatenate
 from ray_sisa.slices import read_test
 from ray_sisa.store import Store
@@ -66,6 +66,14 @@ class ShardMembership:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Silent:
+    """A constituent whose outputs for some records are not numbers."""
+
+    shard: int
+    num_records: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
     """What was measured of one head."""
 
@@ -91,6 +99,10 @@ class Evaluation:
     attacks are against all test samples, whatever their class."""
     test_samples_in_training: int | None = None
     """Of the test samples, those that are training samples too; None where they were not counted."""
+    excluded: tuple[Excluded, ...] = ()
+    """Shards whose training diverged, and that vote with an earlier stage or not at all."""
+    silent: tuple[Silent, ...] = ()
+    """Shards that gave no numbers for some records, and had no vote on these."""
 
 
 def read_evaluation(store: Store, path: str) -> Evaluation:
@@ -234,6 +246,8 @@ def _measure(
         approximation=approximation,
         num_matched=attacked[-1].num_matched,
         test_samples_in_training=run.test_samples_in_training,
+        excluded=head.excluded,
+        silent=tuple(Silent(shard=s, num_records=n) for s, n in silent(outputs, constituents).items()),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ray_sisa import heads
+from ray_sisa import exclusions, heads
 from ray_sisa.clock import now
 from ray_sisa.errors import StoreError
 from ray_sisa.layout import CERTIFICATES, damaged, numbered
@@ -123,9 +123,11 @@ def _certificate(
     batch: _Batch, request: Request, shards: tuple[int, ...], ledger: Ledger, live: LiveSet, kept: Kept
 ) -> Certificate:
     head = batch.heads[-1]
+    excluded = tuple(each for each in head.excluded if each.shard in shards)
     old = {key for s in shards for key in batch.old[s].keys}
     new = {stage.key: stage for s in shards for stage in batch.new[s].stages}
-    retrained = [stage for key, stage in new.items() if key not in old]
+    made = {stage.key for s in shards for stage in batch.new[s].before({each.key for each in excluded}).stages}
+    retrained = [stage for key, stage in new.items() if key not in old and key in made]
     return Certificate(
         request=request.number,
         request_digest=ledger.digests[request.number - 1],
@@ -141,8 +143,16 @@ def _certificate(
         requested_at=request.created_at,
         effective_at=next(h.created_at for h in batch.heads if h.ledger >= request.number),
         completed_at=now(),
-        claim=(CLAIM if live.run.training.is_repeatable else CLAIM_OF_SECURE_NOISE) + kept.reservation,
+        claim=_claim(live, head) + kept.reservation,
         deleted_objects=kept.fate,
         retention=kept.retention.sentence,
         kept_objects=kept.objects or (),
+        excluded=excluded,
     )
+
+
+def _claim(live: LiveSet, head: Head) -> str:
+    claim = CLAIM if live.run.training.is_repeatable else CLAIM_OF_SECURE_NOISE
+    if not head.excluded:
+        return claim
+    return f"{claim} Training diverged, and the vote is without {exclusions.shown(head.excluded)}."

@@ -13,12 +13,14 @@ import pyarrow.compute as pc
 from ray_sisa import approximations, check_seals, features, heads
 from ray_sisa.digests import digest_bytes, digest_tensors
 from ray_sisa.errors import StoreError
+from ray_sisa.exclusions import DivergenceRecord
 from ray_sisa.findings import REPAIR, UNLEARN, Findings, is_name, wrong
 from ray_sisa.layout import (
     CERTIFICATES,
     FEATURES,
     HEADS,
     approximation_weights,
+    divergence_record,
     kind_of,
     numbered,
     partial_state,
@@ -144,6 +146,9 @@ class Models:
                 record = self._stage(*wanted[key])
                 self._left_inside(key, files[key])
                 self._approximations(record, files[key])
+            elif divergence_record(key) in files[key]:
+                self._diverged(wanted[key][0])
+                self._left_inside(key, files[key])
             else:
                 self._unfinished(key, files[key])
         self._absent(files)
@@ -160,9 +165,7 @@ class Models:
         """The record of a stage, if it is sound."""
         with self._found.about(stage_record(stage.key)) as found:
             record = self._store.read(stage_record(stage.key), StageRecord)
-            for name in ("shard", "slice", "parent", "slice_digest", "num_samples", "epochs", "sample_passes"):
-                if getattr(record, name) != getattr(stage, name):
-                    raise wrong(f"says {name} {getattr(record, name)}, not {getattr(stage, name)}")
+            _check_same(record, stage, "sample_passes")
             if [a.key for a in record.ancestors] != [s.key for s in chain.stages if s.slice < stage.slice]:
                 raise wrong("names other stages before it than its chain has")
         self._found.look(stage_weights(stage.key))
@@ -172,6 +175,11 @@ class Models:
                     raise wrong("is not the weights that its record names")
             self._voting(record)
         return None if found else record
+
+    def _diverged(self, stage: Stage) -> None:
+        """The record of a stage that diverged; that it does is for `verify` to see."""
+        with self._found.about(divergence_record(stage.key)):
+            _check_same(self._store.read(divergence_record(stage.key), DivergenceRecord), stage)
 
     def _voting(self, record: StageRecord) -> None:
         """A head names stages by their weights too: trained again elsewhere, a stage may have others."""
@@ -188,8 +196,11 @@ class Models:
         constituents = self._head.constituents if self._head else ()
         votes = {c.key for c in constituents if c.slice < touched.get(c.shard, c.slice + 1)}
         self._lost_head([c.key for c in constituents if c.key not in votes and not files.get(c.key)])
+        diverged = {key for key, paths in files.items() if divergence_record(key) in paths}
+        diverged -= {key for key, paths in files.items() if stage_record(key) in paths}
         to_be_trained: list[str] = []
         for chain in self._chains:
+            reached = chain.before(diverged).keys
             rests_on_it = False
             for key in reversed(chain.keys):
                 if stage_record(key) in files.get(key, ()):
@@ -197,7 +208,7 @@ class Models:
                 elif rests_on_it or key in votes:
                     rests_on_it = True
                     self._found.add(stage_record(key), "is not there, and a later stage or the ensemble rests on it")
-                else:
+                elif key in reached:
                     to_be_trained.append(stage_record(key))
         if to_be_trained:
             shown = f"{to_be_trained[0]}{' and others' if len(to_be_trained) > 1 else ''}"
@@ -215,12 +226,17 @@ class Models:
             )
 
     def _left_inside(self, key: str, paths: Sequence[str]) -> None:
-        kinds = ("partial/record", "partial/state", "approximate/weights")
+        kinds = ("partial/record", "partial/state", "approximate/weights", "stages/weights", "stages/diverged")
         inside = {path for path in paths if kind_of(path) in kinds and is_name(path)}
-        inside -= set(whole_approximations(paths).values())
+        inside -= {*whole_approximations(paths).values(), *self._of_the_end(key, paths)}
         self._found.seen |= inside
         if inside:
-            self._found.note(f"{len(inside)} object(s) left inside the committed stage {key}: {UNLEARN}")
+            ended = "committed" if stage_record(key) in paths else "diverged"
+            self._found.note(f"{len(inside)} object(s) left inside the {ended} stage {key}: {UNLEARN}")
+
+    def _of_the_end(self, key: str, paths: Sequence[str]) -> set[str]:
+        """What says that a stage has ended, one way or the other."""
+        return {stage_weights(key)} if stage_record(key) in paths else {divergence_record(key)}
 
     def _approximations(self, stage: StageRecord | None, paths: Sequence[str]) -> None:
         """Models that approximate methods made from a stage, as it is now."""
@@ -277,6 +293,17 @@ class Models:
                 left -= {p for p in left if not p.startswith("stages/") and samples_of(p) in digests and is_name(p)}
                 left -= {p for p in left if p.startswith("stages/") and p.split("/")[1] in keys and is_name(p)}
         return left
+
+
+def _check_same(record: StageRecord | DivergenceRecord, stage: Stage, *more: str) -> None:
+    """Passes if a record says of its stage what the run's names say.
+
+    Raises:
+        StoreError: it does not.
+    """
+    for name in ("shard", "slice", "parent", "slice_digest", "num_samples", "epochs", *more):
+        if getattr(record, name) != getattr(stage, name):
+            raise wrong(f"says {name} {getattr(record, name)}, not {getattr(stage, name)}")
 
 
 def _slice_sizes(chain: Chain) -> Iterator[tuple[Stage, int]]:

@@ -239,7 +239,11 @@ class Records:
         """Whether a head names stages that the run has under the requests that it respects, all if it is complete."""
         if head.ledger > self.ledger.position:
             return True  # not known, and a finding
-        names = {chain.shard: chain.keys for chain in self._live.chains(self.ledger, up_to=head.ledger)}
+        chains = self._live.chains(self.ledger, up_to=head.ledger)
+        diverged = {each.key for each in head.excluded}
+        if not diverged <= {key for chain in chains for key in chain.keys}:
+            return False
+        names = {chain.shard: chain.before(diverged).keys for chain in chains}
         votes = {c.shard: c.key for c in head.constituents}
         full = {shard: keys[-1] for shard, keys in names.items() if keys}
         return votes == full if head.complete else all(key in names.get(shard, ()) for shard, key in votes.items())

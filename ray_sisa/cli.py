@@ -303,7 +303,8 @@ def predict(
     shape, read = opened.record.training.image_shape, opened.record.config.data
     names, arrays = load_inputs(inputs, shape, read.columns, read.exif)
     ensemble = opened.ensemble()
-    return printing.predicted(names, ensemble.predict_proba(arrays, aggregation.value), ensemble.head)
+    scores = ensemble.predict_proba(arrays, aggregation.value)
+    return printing.predicted(names, scores, ensemble.head, ensemble.silent)
 
 
 @app.command(cls=_Command)

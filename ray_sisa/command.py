@@ -5,7 +5,6 @@ Standard output carries the answer and nothing else, standard error all logs and
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
@@ -19,6 +18,7 @@ from ray_sisa import ids, printing
 from ray_sisa.answer import Answer
 from ray_sisa.config_values import override
 from ray_sisa.errors import ConfigError, RequestError, SisaError
+from ray_sisa.strict_json import finite, to_json
 from ray_sisa.termination import TERMINATED, Terminated, graceful
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Command(TyperCommand):
                 answer: Answer = super().invoke(ctx)
         except SisaError as error:
             if as_json:
-                print(json.dumps(printing.failed(error)))
+                print(to_json(printing.failed(error)))
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(FAILED) from None
         except KeyboardInterrupt:
@@ -48,7 +48,7 @@ class Command(TyperCommand):
         except Terminated:
             print("terminated: run the same command again to continue", file=sys.stderr)
             raise typer.Exit(TERMINATED) from None
-        print(json.dumps(answer.fields) if as_json else answer.text)
+        print(to_json(finite(answer.fields)) if as_json else answer.text)
         if not answer.ok:
             raise typer.Exit(FAILED)
 
@@ -68,7 +68,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard er
 SetScaling = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Override a field of scaling or purge for this command. Repeatable."
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a field of scaling or purge, or recipe.on_divergence, for this command. Repeatable.",
     ),
 ]
 
@@ -99,18 +101,18 @@ SubjectsFile = Annotated[str | None, typer.Option("--subjects-from", metavar="FI
 
 
 def open_run(uri: str, overrides: Sequence[str] | None = None) -> Run:
-    """The run at a URI, with other values of scaling and purge."""
+    """The run at a URI, with other values of scaling, purge and `recipe.on_divergence`."""
     from ray_sisa.run import Run
 
     run = Run.open(uri)
     if not overrides:
         return run
     for text in overrides:
-        if not text.startswith(("scaling.", "purge.")):
-            rule = "can only change scaling and purge: all else is fixed for the life of a run"
+        if not text.startswith(("scaling.", "purge.", "recipe.on_divergence=")):
+            rule = "can only change scaling, purge and recipe.on_divergence: all else is fixed for the life of a run"
             raise ConfigError("--set", text, rule, "For example --set scaling.max_concurrent_shards=2")
     changed = override(run.record.config, overrides)
-    return Run.open(uri, changed.scaling, changed.purge)
+    return Run.open(uri, changed.scaling, changed.purge, changed.recipe.on_divergence)
 
 
 def named_ids(

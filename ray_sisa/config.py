@@ -10,7 +10,14 @@ import itertools
 import math
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 # A user writes these too, so they are found here as well.
 from ray_sisa.data_config import Columns as Columns
@@ -74,6 +81,7 @@ def _as_tuple(value: object) -> object:
 
 
 Augmentation = Literal["crop", "flip", "cutout"]
+OnDivergence = Literal["fail", "exclude"]
 
 
 class Recipe(Section):
@@ -105,6 +113,17 @@ class Recipe(Section):
     seed: int = 0
     dp: DpConfig | None = None
     nopeek: NoPeek | None = None
+    on_divergence: OnDivergence = "fail"
+    """What follows where a loss or weight of a stage is not finite: an error, or a vote without that stage and those
+    behind it. It changes no weights, and may differ from what the run was made with."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_usual(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Digests were taken of recipes before they had the field: what is usual is left out, and those stay.
+        content: dict[str, Any] = handler(self)
+        if self.on_divergence == "fail":
+            content.pop("on_divergence", None)
+        return content
 
     @model_validator(mode="after")
     def _nopeek_stands_alone(self) -> Recipe:
@@ -289,6 +308,7 @@ class TrainingRecipe(Section):
         # A file's path and the way epochs were counted change nothing: its digest and `epochs` stand for them.
         for name in ("weights", "epochs_per_slice", "total_epochs"):
             del cause["recipe"][name]
+        cause["recipe"].pop("on_divergence", None)  # what follows a divergence changes no weights
         # A field that came after names had been given is left out where it changes nothing: those names stay.
         if self.recipe.backbone == "trained":
             del cause["recipe"]["backbone"]

@@ -20,7 +20,7 @@ from ray_sisa.errors import ConfigError, DataError
 from ray_sisa.ids import shown
 from ray_sisa.image_form import Form
 from ray_sisa.preprocessing import CIFAR10, CIFAR100
-from ray_sisa.samples import Samples, make_samples
+from ray_sisa.samples import Samples, check_finite, make_samples
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,8 +193,8 @@ def load_inputs(
 
     Raises:
         ConfigError: Parquet columns that are not there.
-        DataError: a file that cannot be read or holds another shape or kind of array: images must be uint8, so
-            floating-point pixels, scaled or not, are refused.
+        DataError: a file that cannot be read, or holds numbers that are not finite or another shape or kind of array:
+            images must be uint8, so floating-point pixels, scaled or not, are refused.
     """
     if not paths:
         raise DataError("inputs", "()", "must be at least one file", "Name image, .npy, .npz or .parquet files")
@@ -337,4 +337,5 @@ def _checked(array: np.ndarray, path: str, shape: tuple[int, ...]) -> np.ndarray
         rule = f"must be {dtype} [N, {', '.join(map(str, shape))}] with N at least 1"
         remedy = "Give pixels as they were stored, from 0 to 255" if dtype == "uint8" else "Convert the array"
         raise DataError("inputs", f"{path}: {array.dtype} {list(array.shape)}", rule, remedy)
+    check_finite(array, "inputs", lambda row: f"{path}#{row}")
     return array

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,13 +15,17 @@ from ray_sisa.layout import HEADS, LEDGER, RUN, UNREACHABLE, damaged, numbered, 
 from ray_sisa.ledger import EMPTY, read_ledger
 from ray_sisa.live import LiveSet
 from ray_sisa.records import Constituent, RunRecord
+from ray_sisa.samples import check_finite
 from ray_sisa.store import Store
-from ray_sisa.voting import Rule, vote
+from ray_sisa.voting import Rule, undefined, vote
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ray_sisa.backbone import Backbone
+
+
+logger = logging.getLogger(__name__)
 
 
 class Ensemble:
@@ -44,6 +49,8 @@ class Ensemble:
         """Number of the head in force."""
         self.constituents: tuple[Constituent, ...] = ()
         """Who votes, by shard."""
+        self.silent: dict[int, int] = {}
+        """Of the last prediction: for how many inputs a shard gave no numbers, and so had no vote."""
         self.refresh()
 
     def refresh(self) -> None:
@@ -70,7 +77,7 @@ class Ensemble:
             rule: `mean` probability, `majority` of labels, or `weighted` by live samples.
 
         Raises:
-            DataError: images of another kind or shape, or no constituent left to vote.
+            DataError: images of another kind or shape, or not finite; or no constituent left to vote.
         """
         from ray_sisa.backbone import trained_part
         from ray_sisa.training import log_probabilities
@@ -84,6 +91,7 @@ class Ensemble:
         if self._run.training.is_frozen:
             images = self._frozen().features(images)  # once, for all constituents
         outputs = [log_probabilities(n, images, training, self._device) for n in networks]
+        self.silent = silent(outputs, self.constituents)
         return aggregate(outputs, self.constituents, rule)
 
     def predict(self, images: np.ndarray, rule: Rule = "mean") -> np.ndarray:
@@ -129,13 +137,25 @@ class Ensemble:
             raise DataError(
                 "images", met, f"must be {kind} [N, {', '.join(map(str, shape))}]", "Resize or convert them"
             )
+        check_finite(images, "images", lambda row: f"row {row}")
 
 
 def aggregate(outputs: Sequence[np.ndarray], constituents: Sequence[Constituent], rule: Rule) -> np.ndarray:
     """Scores [N, K] of log-probabilities [N, K] of each constituent."""
     num_samples = [c.num_samples for c in constituents]
     probabilities = np.exp(np.stack(outputs)) if outputs else np.empty((0, 0, 0), np.float32)
-    return vote(probabilities, rule, num_samples)
+    votes = vote(probabilities, rule, num_samples)
+    for shard, number in silent(outputs, constituents).items():
+        logger.warning(
+            "shard %d gives no numbers for %d of %d records, and has no vote there", shard, number, len(votes)
+        )
+    return votes
+
+
+def silent(outputs: Sequence[np.ndarray], constituents: Sequence[Constituent]) -> dict[int, int]:
+    """How many records each shard gives no numbers for, and so has no vote on; none that votes on all."""
+    numbers = (int(undefined(output[None]).sum()) for output in outputs)
+    return {c.shard: number for c, number in zip(constituents, numbers, strict=True) if number}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

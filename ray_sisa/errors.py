@@ -8,6 +8,7 @@
     ├── BusyError           another process holds the run
     ├── ResourcesError      the cluster cannot ever hold what is asked of it
     └── TrainingError       a chain of stages ended without its last stage
+        └── DivergedError   a loss or a weight of a stage is not a finite number
 
 Each names the field, the value met, the rule it breaks and the remedy, and survives pickling.
 """
@@ -52,6 +53,15 @@ class ResourcesError(SisaError):
 
 class TrainingError(SisaError):
     """A chain of stages ended without its last stage."""
+
+
+class DivergedError(TrainingError):
+    """A loss or a weight of a stage is not a finite number."""
+
+    epoch = step = 0
+    """Of the stage, from 0."""
+    what = ""
+    """That is not finite."""
 
 
 def _shorten(value: object, limit: int = 400) -> str:

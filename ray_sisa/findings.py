@@ -39,6 +39,10 @@ KINDS = {
         "its shard can neither vote with the stage nor go on from it",
         f"{REPAIR}: the stage is removed and trained again, the same to the last bit",
     ),
+    "stages/diverged": (
+        "whether the stage is to be trained is not known: its shard does not go on",
+        f"{REPAIR}: it is removed, and the stage trained again",
+    ),
     "partial/record": ("the stage starts over instead of going on, to the same end", f"{REPAIR}: it is removed"),
     "partial/state": ("the stage starts over instead of going on, to the same end", f"{REPAIR}: it is removed"),
     "approximate/record": (
@@ -83,7 +87,7 @@ KINDS = {
 _NAMES = re.compile(
     r"run\.json|initial/[0-9a-f]{64}\.safetensors|(index|test|slices)/[0-9a-f]{64}\.arrow|"
     r"features/[0-9a-f]{64}/[0-9a-f]{64}\.safetensors|"
-    r"stages/[0-9a-f]{64}/(weights\.safetensors|stage\.json|partial/\d{8}\.(safetensors|json)|"
+    r"stages/[0-9a-f]{64}/(weights\.safetensors|stage\.json|diverged\.json|partial/\d{8}\.(safetensors|json)|"
     r"approximate/[0-9a-f]{64}\.(safetensors|json))|"
     r"seals/[0-9a-f]{64}/(slices|test)\.json|"
     r"spent/[0-9a-f]{64}/\d{8}\.json|"

@@ -10,7 +10,7 @@ from ray_sisa.digests import digest_bytes, digest_json
 from ray_sisa.errors import BusyError, DataError, StoreError
 from ray_sisa.layout import HEADS, LEDGER, numbered, stage_record
 from ray_sisa.ledger import Ledger
-from ray_sisa.records import Constituent, Head, StageRecord
+from ray_sisa.records import Constituent, Excluded, Head, StageRecord
 from ray_sisa.store import Store
 
 logger = logging.getLogger(__name__)
@@ -151,7 +151,14 @@ def check_voters(constituents: Sequence[object], num_live: int) -> None:
     raise DataError("ensemble", "0 constituents", "no constituent is left to vote until training has ended", remedy)
 
 
-def write_head(store: Store, constituents: Sequence[Constituent], *, ledger: Ledger, complete: bool) -> Head:
+def write_head(
+    store: Store,
+    constituents: Sequence[Constituent],
+    *,
+    ledger: Ledger,
+    complete: bool,
+    excluded: Sequence[Excluded] = (),
+) -> Head:
     """Puts an ensemble that respects a ledger in force, unless the one in force already is this one.
 
     Raises:
@@ -167,6 +174,7 @@ def write_head(store: Store, constituents: Sequence[Constituent], *, ledger: Led
         ensemble_digest=ensemble_digest(constituents),
         previous=digest_bytes(store.get(numbered(HEADS, previous.number))) if previous else None,
         created_at=now(),
+        excluded=tuple(excluded),
     )
     if previous and _same(previous, head):
         return previous
@@ -177,5 +185,5 @@ def write_head(store: Store, constituents: Sequence[Constituent], *, ledger: Led
 
 
 def _same(one: Head, other: Head) -> bool:
-    names = ("ensemble_digest", "ledger_tip", "complete")
+    names = ("ensemble_digest", "ledger_tip", "complete", "excluded")
     return all(getattr(one, name) == getattr(other, name) for name in names)

@@ -208,8 +208,9 @@ def differing_fields(ours: RunConfig, theirs: RunConfig) -> Sequence[str]:
     """Fields that fix a run for life and differ between two configurations, as `section.field`."""
     fixed = ("name", "data", "placement", "recipe")
     mine, other = (_flatten(c.model_dump(mode="json", include=set(fixed))) for c in (ours, theirs))
-    for permission in (mine, other):  # it let samples in or not, and changed none
-        permission.pop("data.allow_overlap", None)
+    for fields in (mine, other):
+        fields.pop("data.allow_overlap", None)  # it let samples in or not, and changed none
+        fields.pop("recipe.on_divergence", None)  # as scaling: it holds for a process, not for the run
     # Absent means: whatever the run has.
     for name, given in (("placement.key", theirs.placement.key), ("data.exif", theirs.data.exif)):
         if given is None:

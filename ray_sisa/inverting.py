@@ -25,6 +25,7 @@ from ray_sisa.config import TrainingRecipe
 from ray_sisa.digests import derive_seed, seal
 from ray_sisa.engine.runner import Runner, RunnerName, device_of, open_runner
 from ray_sisa.errors import ConfigError, DataError, StoreError
+from ray_sisa.evaluation.accuracy import accuracy
 from ray_sisa.evaluation.inversion import Reconstruction, measure
 from ray_sisa.inversion.attack import AttackEpoch, DecoderConfig, decoder_epochs, reconstruct
 from ray_sisa.inversion.baselines import linear_code, mean_image
@@ -313,7 +314,7 @@ class _Asked:
             return None
         test = read_test(self._plan.store, digest)
         votes = [torch.from_numpy(network.logits(test.images, noisy=noisy)).softmax(1) for network in self._networks]
-        return float((torch.stack(votes).mean(0).argmax(1).numpy() == test.labels).mean())
+        return accuracy(torch.stack(votes).mean(0).numpy(), test.labels).top1
 
 
 def _cut(plan: Plan, target: Target, key: str) -> CutNetwork:

@@ -9,6 +9,7 @@
     features/<digest>/<content digest>.safetensors    what a frozen backbone makes of that slice, or of the test set
     stages/<key>/weights.safetensors    the result of a stage
     stages/<key>/stage.json             its commit record, written last
+    stages/<key>/diverged.json          record of a stage that diverged and is passed over; in place of the two
     stages/<key>/partial/<n>.*          state inside a stage, and its record; removed at commit
     stages/<key>/approximate/<key>.*    a model that an approximate method made from the stage, and its record
     ledger/<n>.json                     deletion request n, from 1
@@ -48,6 +49,7 @@ REMADE = {
     "seals",
     "stages/weights",
     "stages/stage",
+    "stages/diverged",
     "partial/state",
     "partial/record",
     "approximate/weights",
@@ -68,6 +70,11 @@ def stage_record(key: str) -> str:
 def stage_weights(key: str) -> str:
     """Weights of a stage."""
     return f"stages/{key}/weights.safetensors"
+
+
+def divergence_record(key: str) -> str:
+    """Record that a stage diverged, and is not to be trained again."""
+    return f"stages/{key}/diverged.json"
 
 
 def partials(key: str) -> str:

@@ -6,8 +6,9 @@ name, and training, resuming and unlearning are the same question: which names a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ray_sisa.config import TrainingRecipe
@@ -55,6 +56,15 @@ class Chain:
     def missing(self, present: Set[str]) -> tuple[Stage, ...]:
         """The stages that are not present, in order."""
         return tuple(stage for stage in self.stages if stage.key not in present)
+
+    def before(self, diverged: Set[str]) -> Chain:
+        """The stages before the first that diverged: those behind it have nothing to start from."""
+        stages = tuple(itertools.takewhile(lambda stage: stage.key not in diverged, self.stages))
+        return replace(self, stages=stages)
+
+    def excluded(self, diverged: Set[str]) -> Stage | None:
+        """The first stage that diverged."""
+        return next((stage for stage in self.stages if stage.key in diverged), None)
 
 
 def recipe_digest(training: TrainingRecipe) -> str:

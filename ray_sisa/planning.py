@@ -161,9 +161,11 @@ def plan_forgetting(run: Run, *, samples: Ids = (), subjects: Ids = ()) -> Plan:
 
 
 def missing_stages(run: Run) -> list[Stage]:
-    """The stages that should exist and do not."""
+    """The stages that should exist and do not; none that diverged and is passed over."""
     present = run.store.committed_stages()
-    return [stage for chain in run.live.chains(run.ledger()) for stage in chain.missing(present)]
+    passed = run.store.diverged_stages() if run.record.config.recipe.on_divergence == "exclude" else frozenset()
+    chains = [chain.before(passed) for chain in run.live.chains(run.ledger())]
+    return [stage for chain in chains for stage in chain.missing(present)]
 
 
 def _check_equal_slices(config: RunConfig, num_requests: int) -> None:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ray_sisa import ids
 from ray_sisa.answer import DIGEST_SHOWN, Answer, columns, duration, head_rows, table
 from ray_sisa.errors import SisaError
-from ray_sisa.printing_measures import in_training
+from ray_sisa.printing_measures import diverged_rows, in_training, listed
 from ray_sisa.progress import speed
 
 if TYPE_CHECKING:
@@ -41,9 +41,11 @@ def trained(done: Reconciliation, uri: str, seconds: float) -> Answer:
         ("cost", _cost(done)),
         *head_rows(done.head, done.ensemble_digest),
         ("time", duration(seconds)),
+        *diverged_rows(done.excluded),
     ]
     fields = {name: getattr(done, name) for name in names}
     fields |= {"ensemble_digest": done.ensemble_digest, "run": uri, "seconds": seconds}
+    fields["excluded"] = listed(done.excluded)
     return Answer(fields=fields, text=table(rows))
 
 
@@ -64,7 +66,7 @@ def forgotten(done: Forgotten) -> Answer:
 
 def unlearned(done: Reconciliation) -> Answer:
     """The answer of `unlearn`."""
-    fields = asdict(done)
+    fields = asdict(done) | {"excluded": listed(done.excluded)}
     fields["stages_retrained"] = fields.pop("stages_trained")
     rows = [
         ("requests", f"{_numbers(done.requests)} completed" if done.requests else "none pending"),
@@ -74,6 +76,7 @@ def unlearned(done: Reconciliation) -> Answer:
         ("effective", f"after {duration(done.seconds_to_effective)}"),
         ("complete", f"after {duration(done.seconds_to_complete)}"),
         *head_rows(done.head, done.ensemble_digest),
+        *diverged_rows(done.excluded),
     ]
     return Answer(fields=fields, text=table(rows))
 
@@ -92,6 +95,8 @@ def status(found: Status, spent: PrivacySpent | None = None) -> Answer:
     ]
     if found.test_samples:
         rows.append(("test set", f"{found.test_samples:,} samples{in_training(found.test_samples_in_training)}"))
+    if diverged := [f"shard {s.shard} at slice {s.diverged}" for s in found.shards if s.diverged]:
+        rows.append(("diverged", f"{', '.join(diverged)}: it votes with the slice before, or not at all"))
     if found.retention.sentence:
         rows.append(("deleted", found.retention.sentence))
     activity = found.work.activity if found.work else None
@@ -142,10 +147,12 @@ def verified(found: Verification) -> Answer:
     failing = [stage for stage in found.stages if not stage.ok]
     lines = [f"shard {s.shard} slice {s.slice} ({s.key[:DIGEST_SHOWN]}): {s.problem}" for s in failing]
     lines += found.problems
-    again = [stage for stage in found.stages if not stage.note]
+    again = [stage for stage in found.stages if not stage.note and not stage.diverged]
     if again or not found.stages:
         num_equal = sum(stage.ok for stage in again)
         lines.append(f"{num_equal} of {len(again)} stages are bit for bit what training them again gives")
+    if number := sum(stage.diverged and stage.ok and not stage.note for stage in found.stages):
+        lines.append(f"{number} of {len(found.stages)} stages diverge when they are trained again, as they did")
     for note, number in Counter(s.note for s in found.stages if s.note and s.ok).items():
         lines.append(f"{number} of {len(found.stages)} stages were not trained again: {note}")
     return Answer(fields=asdict(found), text="\n".join(lines), ok=found.ok)
@@ -190,8 +197,8 @@ def planned(found: Plan) -> Answer:
     return Answer(fields=fields, text=table(rows))
 
 
-def predicted(names: Sequence[str], scores: np.ndarray, head: int) -> Answer:
-    """The answer of `predict`: the best class of each input, and its five best."""
+def predicted(names: Sequence[str], scores: np.ndarray, head: int, silent: Mapping[int, int]) -> Answer:
+    """The answer of `predict`: the best class of each input, its five best, and who had no vote on how many inputs."""
     # Stable, so that among equals the lowest label comes first, as in the vote.
     ranked = (-scores).argsort(axis=1, kind="stable")[:, :5]
     predictions = []
@@ -200,7 +207,8 @@ def predicted(names: Sequence[str], scores: np.ndarray, head: int) -> Answer:
         predictions.append({"name": name, **top[0], "top5": top})
     shown = [(p["name"], f"{p['label']}", f"{p['probability']:.4f}") for p in predictions]
     text = columns(("input", "label", "probability"), shown)
-    return Answer(fields={"predictions": predictions, "head": head}, text=text)
+    without = [{"shard": shard, "inputs": number} for shard, number in silent.items()]
+    return Answer(fields={"predictions": predictions, "head": head, "silent": without}, text=text)
 
 
 def failed(error: SisaError) -> dict[str, Any]:

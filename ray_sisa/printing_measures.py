@@ -5,10 +5,12 @@ As in `printing.py`: pure functions of results, the JSON that scripts rely on an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ray_sisa.answer import DIGEST_SHOWN, Answer, columns, duration, head_rows, table
+from ray_sisa.exclusions import shown
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from ray_sisa.evaluation.inversion import Estimate, Reconstruction
     from ray_sisa.evaluation.membership import Membership
     from ray_sisa.inverting import AttackerConfig, InversionReport
-    from ray_sisa.records import Approximation
+    from ray_sisa.records import Approximation, Excluded
 
 
 def evaluated(found: Evaluation, *, with_roc: bool, is_repeatable: bool) -> Answer:
@@ -40,6 +42,8 @@ def evaluated(found: Evaluation, *, with_roc: bool, is_repeatable: bool) -> Answ
         "measured_at": found.measured_at,
         "exact": found.approximation is None,
         "approximation": found.approximation.model_dump(mode="json") if found.approximation else None,
+        "excluded": listed(found.excluded),
+        "silent": [asdict(each) for each in found.silent],
     }
     if found.forget is not None or found.retain is not None or found.forget_request is not None:
         fields["forget_request"] = found.forget_request
@@ -131,6 +135,16 @@ def no_attack(found: Evaluation, shard: int | None = None) -> str:
     return "losses that are not numbers"
 
 
+def listed(excluded: Sequence[Excluded]) -> list[dict[str, Any]]:
+    """Exclusions as JSON has them."""
+    return [each.model_dump(mode="json") for each in excluded]
+
+
+def diverged_rows(excluded: Sequence[Excluded]) -> list[tuple[str, str]]:
+    """The row of `table` that tells of exclusions, if there are any."""
+    return [("diverged", f"{shown(excluded)}: not in the vote")] if excluded else []
+
+
 def _memberships(found: Evaluation, *, with_roc: bool) -> dict[str, Any]:
     shards = [
         {"shard": s.shard, "samples": s.num_held}
@@ -164,6 +178,8 @@ def _evaluation_text(found: Evaluation, *, is_repeatable: bool) -> str:
     rows += [("forget", _accuracy(found.forget))] if found.forget else []
     rows += [("retain", _accuracy(found.retain))] if found.retain else []
     rows.append(("membership", _attack(found.ensemble_membership) or no_attack(found)))
+    rows += diverged_rows(found.excluded)
+    rows += [("no numbers", f"shard {s.shard} for {s.num_records:,} records, without its vote") for s in found.silent]
     attacks = {s.shard: _attack(s.held) or no_attack(found, s.shard) for s in found.shard_memberships}
     shards = [
         (f"{s.shard}", f"{s.slice}", f"{s.test.top1:.2%}", f"{s.test.top5:.2%}", attacks[s.shard]) for s in found.shards

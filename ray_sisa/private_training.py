@@ -23,6 +23,7 @@ from ray_sisa.augment import Batches
 from ray_sisa.config import TrainingRecipe
 from ray_sisa.privacy import stage_mechanism
 from ray_sisa.snapshot import Live
+from ray_sisa.training import num_hits
 
 # Opacus sets up the root logger as it is imported, which is for the program to do.
 _handlers = list(logging.root.handlers)
@@ -146,7 +147,7 @@ class PrivateStep:
         loss.backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             self._live.totals[0] += loss.detach()
-            self._live.totals[1] += (logits.argmax(1) == labels).sum()
+            self._live.totals[1] += num_hits(logits, labels)
             self._live.totals[2] += len(labels)
 
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from ray_sisa.answer import duration
-from ray_sisa.engine.work import ChainEnded, EpochDone, Event, FeaturesUnderway, StageUnderway
+from ray_sisa.engine.work import ChainEnded, EpochDone, Event, FeaturesUnderway, StageDiverged, StageUnderway
 from ray_sisa.headway import Headway
 from ray_sisa.lineage import Stage
 from ray_sisa.records import EpochMetrics
@@ -55,13 +55,17 @@ class Progress:
         elif isinstance(event, ChainEnded):
             if event.ending != "finished":
                 self._line(f"shard {event.shard}: chain ended ({event.ending})")
+        elif isinstance(event, StageDiverged):
+            gone = event.record
+            self._line(f"shard {gone.shard} slice {gone.slice}/{self._num_slices} diverged at step {gone.step + 1}")
         else:
             record = event.record
             where = f"shard {record.shard} slice {record.slice}/{self._num_slices}"
             self._line(f"{where} committed{_accuracies(record.metrics[-1])}, {self._totals()}")
 
     def _hear_epoch(self, stage: Stage, metrics: EpochMetrics) -> None:
-        self._update(f"{self._epoch(stage, metrics.epoch)} loss {metrics.loss:.3f}{_accuracies(metrics)}, ")
+        loss = "not a number" if metrics.loss is None else f"{metrics.loss:.3f}"
+        self._update(f"{self._epoch(stage, metrics.epoch)} loss {loss}{_accuracies(metrics)}, ")
 
     def _hear_underway(self, event: StageUnderway) -> None:
         share = event.batch / event.num_batches

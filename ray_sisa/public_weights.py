@@ -57,12 +57,15 @@ def read(source: str, model: nn.Module | None = None) -> PublicWeights:
         model: the network that they are for; prefixes that all names share are taken off where they then fit it.
 
     Raises:
-        ConfigError: nothing is there, it cannot be fetched, or it holds more than plain tensors.
+        ConfigError: nothing is there, it cannot be fetched, or it holds more than plain tensors of finite numbers.
     """
     path = locate(source)
     tensors = weights.read(str(path))
     if model is not None:
         tensors = weights.named_for(model, tensors)
+    if name := weights.not_finite(tensors):
+        rule = f"has numbers in {name} that are not finite in float32: every prediction would be none"
+        raise ConfigError(_FIELD, source, rule, "Give weights of a training that did not diverge")
     digest = digest_tensors(tensors)
     known = PUBLISHED.get(digest) or _trained_with(path)
     return PublicWeights(tensors=tensors, digest=digest, preprocessing=known)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 
-from ray_sisa import creation, features, heads, retention, seals
+from ray_sisa import creation, exclusions, features, heads, retention, seals
 from ray_sisa.activity import ActivityWriter
 from ray_sisa.certificates import certify
 from ray_sisa.engine.driver import run_chains
@@ -30,6 +30,7 @@ from ray_sisa.layout import (
     HEADS,
     LEDGER,
     SEALS,
+    divergence_record,
     kind_of,
     numbered,
     samples_of,
@@ -44,7 +45,7 @@ from ray_sisa.lease import Lease, hold_lease
 from ray_sisa.ledger import EMPTY, Ledger, compact, read_ledger
 from ray_sisa.lineage import Chain, plan
 from ray_sisa.live import LiveSet
-from ray_sisa.records import Certificate, Head, RunRecord, StageRecord
+from ray_sisa.records import Certificate, Excluded, Head, RunRecord, StageRecord
 from ray_sisa.retention import Kept
 from ray_sisa.store import Store
 
@@ -73,6 +74,8 @@ class Reconciliation:
     seconds_to_effective: float
     """From the start of the reconcile to the instant from which no head carried deleted samples."""
     seconds_to_complete: float
+    excluded: tuple[Excluded, ...] = ()
+    """Shards whose training diverged."""
 
 
 class Reconciler:
@@ -119,7 +122,8 @@ class Reconciler:
         ledger = self._ledger = read_ledger(self._store, self._ledger)
         kept = heads.in_force(self._store, ledger, head)
         if head is not None and head.ledger < ledger.position:
-            heads.write_head(self._store, kept, ledger=ledger, complete=False)
+            excluded = exclusions.untouched(head.excluded, ledger.touched(head.ledger))
+            heads.write_head(self._store, kept, ledger=ledger, complete=False, excluded=excluded)
             self._seconds_to_effective = time.perf_counter() - self._began
         return ledger
 
@@ -165,13 +169,15 @@ class Reconciler:
         return {test_object(self._run.test_digest)} if self._run.test_digest else set()
 
     def _left_inside(self) -> list[str]:
-        """What a kill left inside stages that are committed: states of their training, half an approximation."""
+        """What a kill left inside stages that have ended: states of their training, half an approximation."""
         left: list[str] = []
         for key, paths in self._store.stage_files().items():
             whole, there = {stage_record(key), stage_weights(key)}, set(paths)
             if whole <= there:
                 approximations = whole_approximations(paths)
                 left += sorted(there - whole - approximations.keys() - set(approximations.values()))
+            elif divergence_record(key) in there and self._run.config.recipe.on_divergence == "exclude":
+                left += sorted(there - {divergence_record(key)})
         return left
 
     def _tell_strays(self, keys: Set[str], slices: Set[str], ledger: Ledger) -> None:
@@ -190,7 +196,10 @@ class Reconciler:
             logger.warning("%s must not exist: a late writer or a restored backup left it; it is removed", name)
 
     def _train(self, chains: Sequence[Chain], ledger: Ledger, open_runner: OpenRunner, lease: Lease) -> None:
-        missing = plan(chains, self._store.committed_stages())
+        policy = self._run.config.recipe.on_divergence
+        # Where a divergence is an error, what one process passed over is tried again by the next.
+        diverged = self._store.diverged_stages() if policy == "exclude" else frozenset()
+        missing = plan([chain.before(diverged) for chain in chains], self._store.committed_stages())
         if not missing:
             return
         full = {chain.shard: chain for chain in chains}
@@ -205,6 +214,7 @@ class Reconciler:
                 lease=lease.record,
                 checkpoint_every=self._run.config.scaling.checkpoint_every,
                 test_during_training=self._run.config.evaluation.test_during_training,
+                on_divergence=policy,
             )
             for chain in missing
         ]
@@ -256,10 +266,15 @@ class Reconciler:
 
     def _complete(self, chains: Sequence[Chain], ledger: Ledger, lease: Lease) -> Head:
         lease.check()
-        deepest = [chain.stages[-1].key for chain in chains if chain.stages]
+        diverged = self._store.diverged_stages()
+        reached = [chain.before(diverged) for chain in chains]
+        excluded = exclusions.excluded(chains, diverged)
+        if excluded:
+            logger.warning("training diverged, so the vote is without %s", exclusions.shown(excluded))
+        deepest = [chain.stages[-1].key for chain in reached if chain.stages]
         records = [self._store.read(stage_record(key), StageRecord) for key in deepest]
         constituents = [heads.constituent(record) for record in records]
-        head = heads.write_head(self._store, constituents, ledger=ledger, complete=True)
+        head = heads.write_head(self._store, constituents, ledger=ledger, complete=True, excluded=excluded)
         self._purge(chains, ledger, lease)  # what a stray writer left meanwhile
         keys, slices = _names(chains)
         # Of runs from before there were seals, and where a kill came between an object and its own.
@@ -272,7 +287,8 @@ class Reconciler:
             raise StoreError(self._store.where(""), sorted(left), rule, "Stop it and run the command again")
         return head
 
-    def _summary(self, head: Head, chains: Sequence[Chain], certificates: Sequence[Certificate]) -> Reconciliation:
+    def _summary(self, head: Head, wanted: Sequence[Chain], certificates: Sequence[Certificate]) -> Reconciliation:
+        chains = [chain.before({each.key for each in head.excluded}) for chain in wanted]
         return Reconciliation(
             head=head.number,
             ensemble_digest=head.ensemble_digest,
@@ -287,6 +303,7 @@ class Reconciler:
             scratch_sample_passes=sum(c.sample_passes for c in chains),
             seconds_to_effective=self._seconds_to_effective,
             seconds_to_complete=time.perf_counter() - self._began,
+            excluded=head.excluded,
         )
 
 

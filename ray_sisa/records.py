@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from ray_sisa.approximate.methods import Method
-from ray_sisa.config import RunConfig, TrainingRecipe
+from ray_sisa.config import OnDivergence, RunConfig, TrainingRecipe
 from ray_sisa.defences import Noise
 from ray_sisa.digests import seal
 from ray_sisa.layout import (
@@ -23,13 +33,14 @@ from ray_sisa.layout import (
     seal_of,
     stage_record,
 )
+from ray_sisa.section import Section
 
 
 class StoredRecord(BaseModel):
     """A record of a store."""
 
-    # A network that diverged has a loss that is no number; its record must be readable all the same.
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+    # Strict JSON has no NaN and no infinity: what holds one is never made.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @property
     def path(self) -> str | None:
@@ -79,6 +90,18 @@ class RunRecord(StoredRecord):
         """Where it belongs."""
         return RUN
 
+    def changed(self, on_divergence: OnDivergence | None, sections: Mapping[str, Section | None]) -> RunRecord:
+        """The same run with what may differ from one process to the next."""
+        recipe = self.config.recipe
+        recipe = recipe.model_copy(update={"on_divergence": on_divergence or recipe.on_divergence})
+        given = {name: section for name, section in sections.items() if section is not None}
+        return self.model_copy(update={"config": self.config.model_copy(update={**given, "recipe": recipe})})
+
+
+def _finite_or_none(value: object) -> object:
+    # Records were written with NaN before a network that diverged ended its stage: they are readable all the same.
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
 
 class SealRecord(StoredRecord):
     """seals/<digest>/{slices,test}.json: what the bytes of an object that is named by its samples are."""
@@ -98,8 +121,8 @@ class EpochMetrics(StoredRecord):
     """What one epoch measured; test accuracies are None where they were not taken."""
 
     epoch: int
-    loss: float
-    """Mean of what was minimised: cross-entropy, and the penalty where there is one."""
+    loss: Annotated[float | None, BeforeValidator(_finite_or_none)]
+    """Mean of what was minimised: cross-entropy, and the penalty where there is one. None where it is not finite."""
     train_top1: float
     test_top1: float | None = None
     test_top5: float | None = None
@@ -151,6 +174,29 @@ class StageRecord(StoredRecord):
     def path(self) -> str:
         """Where it belongs."""
         return stage_record(self.key)
+
+
+class Excluded(StoredRecord):
+    """A shard without a vote at its full depth: the stage of this slice diverged, so those behind it are not made."""
+
+    shard: int
+    slice: int
+    key: str
+
+
+class WithExclusions(StoredRecord):
+    """A record that tells of shards whose training diverged."""
+
+    excluded: tuple[Excluded, ...] = ()
+    """Such a shard votes with its last stage before that, if there is one."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_usual(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Where nothing diverged, records are as they were before there were exclusions.
+        content: dict[str, Any] = handler(self)
+        if not self.excluded:
+            del content["excluded"]
+        return content
 
 
 class PartialRecord(StoredRecord):
@@ -223,7 +269,7 @@ class Constituent(StoredRecord):
     weights_digest: str
 
 
-class Head(StoredRecord):
+class Head(WithExclusions):
     """heads/<n>.json: the ensemble in force. Shards without a clean stage are not in it."""
 
     number: int
@@ -232,7 +278,7 @@ class Head(StoredRecord):
     ledger_tip: str | None
     """Digest of that request, so that a ledger which lost its end is noticed."""
     complete: bool
-    """Whether every shard has its deepest stage."""
+    """Whether every shard has its deepest stage, or the deepest before it diverged."""
     constituents: tuple[Constituent, ...]
     ensemble_digest: str
     previous: str | None
@@ -275,8 +321,8 @@ class Request(StoredRecord):
         return [sample for place in self.places for sample in place.samples]
 
 
-class Certificate(StoredRecord):
-    """certificates/<n>.json: what was done for request n, and how to check it."""
+class Certificate(WithExclusions):
+    """certificates/<n>.json: what was done for request n, how to check it. Exclusions are of the shards it touches."""
 
     request: int
     request_digest: str

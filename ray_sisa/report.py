@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 NAME = "report.html"
 SECRET = "(secret, in run.json)"
 
-CellState = Literal["kept", "retrained", "emptied", "empty", "missing"]
+CellState = Literal["kept", "retrained", "emptied", "empty", "diverged", "missing"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,7 +145,8 @@ def make_page(run: Run) -> Page:
     requests = request_rows(run, ledger)
     original = {key for chain in run.live.chains(ledger, 0) for key in chain.keys}
     retrained = {record.key for record in stages} - original
-    num_stages = sum(len(chain.stages) for chain in chains)
+    diverged = run.store.diverged_stages()
+    num_stages = sum(len(chain.before(diverged).stages) for chain in chains)
     targets = tuple(charts.targets(states))
     return Page(
         status=status,
@@ -154,6 +155,7 @@ def make_page(run: Run) -> Page:
         written_at=now(),
         verdict=(
             _progress(status, num_stages),
+            *_diverged(status),
             *_cost(total_costs(run, ledger, requests)),
             *_findings(states, targets),
             *_overlap(run.record),
@@ -211,15 +213,17 @@ def _grid(
     run: Run, ledger: Ledger, chains: Sequence[Chain], status: Status, ends: Sequence[Measured]
 ) -> tuple[ShardRow, ...]:
     present, deleted = run.store.committed_stages(), ledger.deleted()
+    diverged = run.store.diverged_stages()
     originals = run.live.chains(ledger, 0)
     rows = []
     for chain, original, shard in zip(chains, originals, status.shards, strict=True):
         live = run.live.slices(chain.shard, deleted.get(chain.shard, set()))
         keys = {stage.slice: stage.key for stage in chain.stages}
+        reached = set(chain.before(diverged).keys)
         cells = tuple(
             Cell(
                 slice=number,
-                state=_cell_state(keys.get(number), set(original.keys), present, at_ingest.num_samples),
+                state=_cell_state(keys.get(number), set(original.keys), present, reached, at_ingest.num_samples),
                 samples=summary.num_samples,
                 samples_at_ingest=at_ingest.num_samples,
             )
@@ -231,9 +235,13 @@ def _grid(
     return tuple(rows)
 
 
-def _cell_state(key: str | None, original: set[str], present: set[str], samples_at_ingest: int) -> CellState:
+def _cell_state(
+    key: str | None, original: set[str], present: set[str], reached: set[str], samples_at_ingest: int
+) -> CellState:
     if key is None:
         return "emptied" if samples_at_ingest else "empty"
+    if key not in reached:
+        return "diverged"
     if key not in present:
         return "missing"
     return "kept" if key in original else "retrained"
@@ -279,9 +287,19 @@ def _progress(status: Status, num_stages: int) -> str:
             f"Not complete: {pending}{status.stages_missing} of {num_stages} stages to be trained. "
             "Whoever asks is already answered by models that never saw the deleted samples."
         )
+    depth = "some shards lack what diverged" if _shards_diverged(status) else "every shard votes at its full depth"
     if not status.requests:
-        return "Complete: every shard votes at its full depth. Nothing was to be forgotten."
-    return "Complete: every request is done, and every shard votes at its full depth."
+        return f"Complete: {depth}. Nothing was to be forgotten."
+    return f"Complete: every request is done, and {depth}."
+
+
+def _shards_diverged(status: Status) -> list[ShardStatus]:
+    return [shard for shard in status.shards if shard.diverged]
+
+
+def _diverged(status: Status) -> list[str]:
+    found = [f"shard {s.shard} at slice {s.diverged}" for s in _shards_diverged(status)]
+    return [f"Training diverged in {', '.join(found)}: what follows there is not in the vote."] if found else []
 
 
 def _cost(costs: Costs | None) -> list[str]:

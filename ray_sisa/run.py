@@ -10,7 +10,7 @@ from ray_sisa import approximations, data, heads, ids, local_path
 from ray_sisa.approximate.methods import AnyMethod
 from ray_sisa.census import Census, Found
 from ray_sisa.certificates import read_certificates
-from ray_sisa.config import DataConfig, PurgeConfig, RunConfig, Scaling
+from ray_sisa.config import DataConfig, OnDivergence, PurgeConfig, RunConfig, Scaling
 from ray_sisa.engine.runner import OpenRunner, Runner, RunnerName, open_runner
 from ray_sisa.engine.work import Event
 from ray_sisa.ensemble import Ensemble
@@ -52,8 +52,8 @@ class Run:
         """Creates a run, or opens the one that is there under the same name and configuration.
 
         Args:
-            config: of the run. Scaling, evaluation and purge may differ from those of an existing run, and hold from
-                then on in this object.
+            config: of the run. Scaling, evaluation, purge and `recipe.on_divergence` may differ from those of an
+                existing run, and hold from then on in this object.
             dataset: samples in memory, in place of those that `config.data` names.
 
         Raises:
@@ -72,15 +72,21 @@ class Run:
                 "name", config.name, rule, "Choose another name, or give the configuration it was made with"
             )
         changed = {name: getattr(config, name) for name in ("scaling", "evaluation", "purge")}
-        return cls(store, record.model_copy(update={"config": record.config.model_copy(update=changed)}))
+        return cls(store, record.changed(config.recipe.on_divergence, changed))
 
     @classmethod
-    def open(cls, uri: str, scaling: Scaling | None = None, purge: PurgeConfig | None = None) -> Run:
+    def open(
+        cls,
+        uri: str,
+        scaling: Scaling | None = None,
+        purge: PurgeConfig | None = None,
+        on_divergence: OnDivergence | None = None,
+    ) -> Run:
         """Opens the run at `storage_path/name`.
 
         Args:
             uri: a folder or URI.
-            scaling, purge: in place of what the run was made with; hold in this object alone.
+            scaling, purge, on_divergence: in place of what the run was made with; hold in this object alone.
 
         Raises:
             StoreError: there is none.
@@ -89,8 +95,7 @@ class Run:
         record = store.find_record(RUN, RunRecord)
         if record is None:
             raise StoreError("run", store.uri, "has no run", NO_RUN)
-        changed = {name: value for name, value in (("scaling", scaling), ("purge", purge)) if value is not None}
-        return cls(store, record.model_copy(update={"config": record.config.model_copy(update=changed)}))
+        return cls(store, record.changed(on_divergence, {"scaling": scaling, "purge": purge}))
 
     def train(
         self,

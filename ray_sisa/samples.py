@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,8 +64,8 @@ def make_samples(
     """Samples from plain arrays, checked.
 
     Raises:
-        DataError: ids that repeat or are none, lengths that differ, or an image array of another kind than
-            uint8 [N, H, W, C] or float32 [N, D].
+        DataError: ids that repeat or are none, lengths that differ, an image array of another kind than
+            uint8 [N, H, W, C] or float32 [N, D], or features that are not finite.
     """
     id_array = _names("id", ids)
     subject_array = id_array if subjects is None else _names("subject", subjects)
@@ -86,7 +86,29 @@ def make_samples(
         some = ", ".join(map(shown, repeated[:5].to_pylist()))
         rule = f"must be unique; {len(repeated)} id(s) stand at several samples"
         raise DataError("id", some, rule, "Give each sample its own id, or leave the id column out")
+    check_finite(images, "images", lambda row: shown(id_array[row].as_py()))
     return Samples(ids=id_array, subjects=subject_array, images=images, labels=label_array)
+
+
+def check_finite(features: np.ndarray, field: str, name: Callable[[int], str]) -> None:
+    """Passes unless feature vectors float32 [N, D] hold a NaN or an infinity; images uint8 cannot.
+
+    Args:
+        features: or images.
+        field: what the error calls them.
+        name: of a row, for the error.
+
+    Raises:
+        DataError: some do; the first row is named.
+    """
+    if features.dtype.kind != "f":
+        return
+    bad = np.argwhere(~np.isfinite(features))
+    if len(bad):
+        row, column = map(int, bad[0][:2])
+        num_rows = len(np.unique(bad[:, 0]))
+        rule = f"must be finite numbers; {features[row, column]} is number {column} of the first of {num_rows} row(s)"
+        raise DataError(field, name(row), rule, "Correct these rows, or leave them out")
 
 
 def _names(field: str, names: Sequence[str | int] | pa.StringArray) -> pa.StringArray:

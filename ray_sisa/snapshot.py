@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_sisa.config import OptimizerConfig
+from ray_sisa.divergence import Watch
 from ray_sisa.errors import TrainingError
 
 
@@ -78,11 +79,20 @@ class Live:
         self._slots = _slots(config)
         self._device = device
 
-    def pause(self, due: Due, position: Position) -> Iterator[Position | Partial]:
-        """Yields what is due at a place, if anything; who takes it may draw random numbers."""
+    def pause(self, due: Due, position: Position, watch: Watch) -> Iterator[Position | Partial]:
+        """Yields what is due at a place, if anything; who takes it may draw random numbers.
+
+        A state that is not finite is not handed out: where the stage ends, it is found at which step it diverged.
+
+        Raises:
+            DivergedError: a loss of the epoch is not finite.
+        """
         what = due(position)
         if what is None:
             return
+        watch.check_losses(position.epoch, self.totals[0])
+        if what == "save" and watch.bad_weight():
+            what = "tell"
         generators = _generators(self._device)
         if what == "tell":
             yield position

@@ -112,7 +112,7 @@ def load_initial(store: Store, digest: str | None) -> dict[str, Tensor] | None:
     """The public weights that all shards start from, checked against their digest; None for random ones.
 
     Raises:
-        StoreError: they are absent or changed.
+        StoreError: they are absent or changed, or not finite: runs made before that was refused may have such.
     """
     if digest is None:
         return None
@@ -121,6 +121,9 @@ def load_initial(store: Store, digest: str | None) -> dict[str, Tensor] | None:
     tensors = _tensors(store, path, data)
     if digest_tensors(tensors) != digest:
         raise StoreError(store.where(path), "", "is not what was stored", damaged(path))
+    if name := weights.not_finite(tensors):
+        rule = f"has numbers in {name} that are not finite: no network trains from them"
+        raise StoreError(store.where(path), "", rule, "Make a new run, with recipe.weights of finite numbers")
     return tensors
 
 

@@ -34,6 +34,8 @@ class ShardStatus:
     committed: int
     """Slice of the deepest stage that is in the store and should exist; 0 where there is none. While a run trains, what
     is committed votes once all shards are done."""
+    diverged: int | None = None
+    """Slice whose stage diverged, so that the shard votes with an earlier one or not at all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +57,7 @@ class Status:
     name: str
     head: int
     complete: bool
-    """Whether the ensemble is at full depth and every request is done."""
+    """Whether the ensemble is as deep as it gets and every request is done."""
     requests: int
     pending_requests: tuple[int, ...]
     live_samples: int
@@ -76,7 +78,8 @@ def read_status(store: Store, run: RunRecord, live: LiveSet, ledger: Ledger, hea
     certified = set(store.numbers(CERTIFICATES))
     chains, present = live.chains(ledger), store.committed_stages()
     pending = tuple(r.number for r in ledger.requests if r.number not in certified)
-    missing = sum(len(chain.missing(present)) for chain in chains)
+    diverged = store.diverged_stages()
+    missing = sum(len(chain.before(diverged).missing(present)) for chain in chains)
     serving = {c.shard: c for c in heads.in_force(store, ledger, head)}
     tainted = ledger.touched(head.ledger) if head else {}
     in_head = {c.shard: c for c in head.constituents} if head else {}
@@ -87,7 +90,7 @@ def read_status(store: Store, run: RunRecord, live: LiveSet, ledger: Ledger, hea
         requests=ledger.position,
         pending_requests=pending,
         live_samples=live.num_samples(ledger),
-        shards=tuple(_shard_status(chain, present, serving, in_head, tainted) for chain in chains),
+        shards=tuple(_shard_status(chain, present, serving, in_head, tainted, diverged) for chain in chains),
         stages_missing=missing,
         ensemble_digest=head.ensemble_digest if head else None,
         retention=retention_of(store),
@@ -114,7 +117,9 @@ def _shard_status(
     serving: dict[int, Constituent],
     in_head: dict[int, Constituent],
     tainted: dict[int, int],
+    diverged: Set[str],
 ) -> ShardStatus:
+    excluded = chain.excluded(diverged)
     votes, named = serving.get(chain.shard), in_head.get(chain.shard)
     return ShardStatus(
         shard=chain.shard,
@@ -123,4 +128,5 @@ def _shard_status(
         clean=named is None or named.slice < tainted.get(chain.shard, named.slice + 1),
         samples=chain.stages[-1].num_samples if chain.stages else 0,
         committed=max((stage.slice for stage in chain.stages if stage.key in present), default=0),
+        diverged=excluded.slice if excluded else None,
     )

@@ -29,6 +29,7 @@ from ray_sisa.layout import (
     NUMBERED,
     PROBES,
     damaged,
+    divergence_record,
     kind_of,
     slice_object,
     stage_record,
@@ -220,6 +221,12 @@ class Store:
     def committed_stages(self) -> set[str]:
         """Keys of the stages that have a commit record, and the weights that it names."""
         return {k for k, paths in self.stage_files().items() if {stage_record(k), stage_weights(k)} <= set(paths)}
+
+    def diverged_stages(self) -> set[str]:
+        """Keys of the stages that have a record of their divergence, and are not committed."""
+        files = {k: set(paths) for k, paths in self.stage_files().items()}
+        committed = {k for k, paths in files.items() if {stage_record(k), stage_weights(k)} <= paths}
+        return {k for k, paths in files.items() if divergence_record(k) in paths} - committed
 
     def slice_digests(self) -> set[str]:
         """Digests of the slice objects present."""

@@ -23,6 +23,9 @@ from ray_sisa import models, nopeek, weights
 from ray_sisa.augment import Batches, Normalise, num_batches
 from ray_sisa.config import OptimizerConfig, Recipe, TrainingRecipe
 from ray_sisa.digests import derive_seed
+from ray_sisa.divergence import Watch
+from ray_sisa.errors import TrainingError
+from ray_sisa.evaluation.accuracy import accuracy, ranks_of
 from ray_sisa.records import EpochMetrics
 from ray_sisa.samples import Samples
 from ray_sisa.snapshot import Due, Live, Partial, Position, check_position, cuda_devices
@@ -91,6 +94,7 @@ def train_stage(
 
     Raises:
         TrainingError: `resume` is no state of this stage.
+        DivergedError: a loss or a weight is not finite.
     """
     with reproducible(training, device):
         model = load_network(training, start, device)
@@ -98,7 +102,8 @@ def train_stage(
         live = _live(model, training, device)
         optimizer = live.optimizer
         rates = [group["lr"] for group in optimizer.param_groups]
-        take_step = _taking_steps(live, training, key)
+        watch = Watch(model, len(batches), by_loss=training.recipe.dp is None)
+        take_step = _taking_steps(live, training, key, watch)
         place = functools.partial(Position, num_batches=len(batches))
         at = place(epoch=0, batch=0)
         if resume is not None:
@@ -112,7 +117,7 @@ def train_stage(
                 torch.manual_seed(_seed(training, key, f"network-{epoch}"))
                 live.totals.zero_()
             if due is not None and epoch > at.epoch:
-                yield from live.pause(due, place(epoch=epoch, batch=0))
+                yield from live.pause(due, place(epoch=epoch, batch=0), watch)
             for batch, (images, labels) in enumerate(batches.epoch(key, epoch, first), start=first):
                 number = epoch * len(batches) + batch
                 factor = rate_factor(training.recipe, number, epochs * len(batches))
@@ -120,7 +125,8 @@ def train_stage(
                     group["lr"] = rate * factor
                 take_step(number, images, labels)
                 if due is not None and batch + 1 < len(batches):
-                    yield from live.pause(due, place(epoch=epoch, batch=batch + 1))
+                    yield from live.pause(due, place(epoch=epoch, batch=batch + 1), watch)
+            watch.check(epoch, live.totals[0])
             measured = test if test_every_epoch or epoch == epochs - 1 else None
             rows = live.totals[2].clamp(min=1) if training.recipe.dp else batches.num_rows
             yield _measure(epoch, live.totals[:2] / rows, model, training, measured, device)
@@ -131,11 +137,16 @@ def check_partial(partial: Partial, *, training: TrainingRecipe, num_samples: in
     """Passes if a stage of this recipe, over so many samples and epochs, can go on from `partial`.
 
     Raises:
-        TrainingError: it cannot: a place that it never comes to, or other tensors than it has.
+        TrainingError: it cannot: a place that it never comes to, other tensors than it has, or none that are finite.
     """
     check_position(partial.position, epochs, num_batches(num_samples, training))
     with torch.random.fork_rng(devices=cuda_devices(device)):
         _live(models.build(training), training, device).restore(partial)
+    counts = {n: t for n, t in partial.tensors.items() if n.startswith("model/")}
+    if training.recipe.dp is None:
+        counts["totals"] = partial.tensors["totals"]
+    if name := weights.not_finite(counts):  # saved before a stage was watched; from its start the step is found
+        raise TrainingError("partial", "", f"{name} is not finite", "The stage diverged: start it over")
 
 
 def predict_log_probabilities(
@@ -221,16 +232,19 @@ def _seed(training: TrainingRecipe, key: str, purpose: str) -> int:
     return seed_of(training, key, purpose)
 
 
-def _taking_steps(live: Live, training: TrainingRecipe, key: str) -> Callable[[int, Tensor, Tensor], None]:
+def _taking_steps(
+    live: Live, training: TrainingRecipe, key: str, watch: Watch
+) -> Callable[[int, Tensor, Tensor], None]:
     """What takes a step of a stage, given its number and a batch."""
     if training.recipe.dp is None:
-        return lambda number, images, labels: _step(live, images, labels, training.recipe)
+        return lambda number, images, labels: watch.note(number, _step(live, images, labels, training.recipe))
     from ray_sisa.private_training import PrivateStep
 
     return PrivateStep(live, training, key)
 
 
-def _step(live: Live, images: Tensor, labels: Tensor, recipe: Recipe) -> None:
+def _step(live: Live, images: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
+    """Returns the summed loss of the batch."""
     with (
         torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"),
         nopeek.watched(live.model, recipe.nopeek) as outputs,
@@ -244,8 +258,11 @@ def _step(live: Live, images: Tensor, labels: Tensor, recipe: Recipe) -> None:
     loss.backward()  # type: ignore[no-untyped-call]
     live.optimizer.step()
     with torch.no_grad():
-        live.totals[0] += loss.detach() * len(labels)
+        total = loss.detach() * len(labels)
+        live.totals[0] += total
+        # Cheaper than `num_hits`, and the same: a row that is not a number makes the loss none, which ends the stage.
         live.totals[1] += (logits.argmax(1) == labels).sum()
+    return total
 
 
 def _measure(
@@ -255,12 +272,16 @@ def _measure(
     measured = EpochMetrics(epoch=epoch, loss=loss, train_top1=correct)
     if test is None:
         return measured
-    scores = torch.from_numpy(log_probabilities(model, test.images, training, device))
-    labels = to_tensor(test.labels)
+    found = accuracy(log_probabilities(model, test.images, training, device), test.labels)
     model.train()
-    rank = (scores > scores.gather(1, labels[:, None])).sum(1)
-    top1, top5 = ((rank < k).double().mean().item() for k in (1, 5))
-    return measured.model_copy(update={"test_top1": top1, "test_top5": top5})
+    return measured.model_copy(update={"test_top1": found.top1, "test_top5": found.top5})
+
+
+def num_hits(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many of logits float [B, K] rank the label first, on their device; one that is not a number never does."""
+    of_label = logits.gather(1, labels[:, None])[:, 0]
+    ranks: Tensor = ranks_of(logits, of_label, torch.arange(logits.shape[1], device=logits.device), labels)
+    return (ranks == 0).sum()
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ the ledger, and the stored weights are digested again.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +17,11 @@ from ray_sisa.backbone import Backbone, start, trained_part
 from ray_sisa.digests import digest_tensors
 from ray_sisa.engine.feed import concatenate
 from ray_sisa.engine.runner import OpenRunner, device_of
-from ray_sisa.errors import StoreError
+from ray_sisa.errors import DivergedError, StoreError
+from ray_sisa.exclusions import DivergenceRecord
 from ray_sisa.heads import in_force, latest_head
 from ray_sisa.index import SliceSummary
-from ray_sisa.layout import RUN, UNREACHABLE, slice_object, stage_record
+from ray_sisa.layout import RUN, UNREACHABLE, divergence_record, slice_object, stage_record
 from ray_sisa.ledger import Ledger, read_ledger
 from ray_sisa.lineage import Chain, Stage, make_chain, recipe_digest
 from ray_sisa.live import LiveSet
@@ -30,6 +31,7 @@ from ray_sisa.slices import digest_of_slice, slice_from_bytes
 from ray_sisa.stages import environment_of, load_initial, load_stage
 from ray_sisa.store import Store
 from ray_sisa.training import LabelledImages, Weights, to_end, train_stage
+from ray_sisa.weights import not_finite
 
 SECURE = "noise is secure, so they cannot be; record, key, slices and stored weights are as they must be"
 
@@ -50,6 +52,9 @@ class StageCheck:
     """What is wrong, or empty."""
     note: str = ""
     """Why the stage was not trained again though nothing is wrong, or empty."""
+    diverged: bool = False
+    """Whether the stage is recorded as one that diverges, or has weights that are not finite: there are no bits to
+    compare, and what is checked is that training it again diverges."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +93,7 @@ def verify(
     ledger = read_ledger(store)
     deleted = ledger.deleted()
     chains = [live.chain(shard, deleted.get(shard, set())) for shard in shards]
-    jobs = _jobs(chains, sample, deleted)
+    jobs = _jobs(chains, store.diverged_stages(), sample, deleted)
     shared = Replayer(store=store, run=run, device=device_of(run.config.scaling))
     with open_runner() as runner:
         found = runner.map(replay, shared, jobs)
@@ -104,9 +109,13 @@ def _head_problems(store: Store, ledger: Ledger, chains: Sequence[Chain]) -> Ite
         yield "no head is in force"
         return
     votes = {c.shard: c for c in in_force(store, ledger, head)}
+    excluded, diverged = {each.key for each in head.excluded}, store.diverged_stages()
     for chain in chains:
         vote = votes.get(chain.shard)
-        if head.complete and head.ledger == ledger.position and (vote and vote.key) != (chain.keys or (None,))[-1]:
+        keys = chain.before(excluded).keys
+        if keys != chain.keys and chain.keys[len(keys)] not in diverged:
+            yield f"head {head.number} passes over a stage of shard {chain.shard} that has no record of diverging"
+        elif head.complete and head.ledger == ledger.position and (vote and vote.key) != (keys or (None,))[-1]:
             yield f"head {head.number} does not put the last stage of shard {chain.shard} in force"
         elif vote and vote.key not in chain.keys:
             yield f"head {head.number} puts a stage in force that is not one of shard {chain.shard}"
@@ -116,11 +125,13 @@ def _head_problems(store: Store, ledger: Ledger, chains: Sequence[Chain]) -> Ite
                 yield f"head {head.number} names other weights for shard {chain.shard} than the stage's record"
 
 
-def _jobs(chains: Sequence[Chain], sample: int | None, deleted: dict[int, set[str]]) -> list[ReplayJob]:
-    if sample is None:
-        picked = {(stage.shard, stage.slice) for chain in chains for stage in chain.stages}
-    else:
-        stages = [(stage.shard, stage.slice) for chain in chains for stage in chain.stages]
+def _jobs(
+    chains: Sequence[Chain], diverged: Set[str], sample: int | None, deleted: dict[int, set[str]]
+) -> list[ReplayJob]:
+    """The stages to train again, none of those behind one that diverged, which have nothing to start from."""
+    stages = [(s.shard, s.slice) for c in chains for s in c.stages[: len(c.before(diverged).stages) + 1]]
+    picked = set(stages)
+    if sample is not None:
         # Not seeded: who prepares a store must not know which stages will be looked at.
         picked = set(random.SystemRandom().sample(stages, min(sample, len(stages))))
     return [
@@ -139,7 +150,7 @@ def replay(shared: Replayer, job: ReplayJob) -> list[StageCheck]:
     """Trains the stages of a job again, in the process that calls."""
     shared.store.get(RUN, UNREACHABLE)  # a node that sees another folder says so, and not that slices are lost
     parts, problems = _read_slices(shared.store, job)
-    seen = _Seen(shared)
+    seen, diverged = _Seen(shared), shared.store.diverged_stages()
     recomputed = _recomputed_keys(shared.run, job.chain, parts)
     checks: list[StageCheck] = []
     weights_before: Weights | None = None
@@ -149,15 +160,20 @@ def replay(shared: Replayer, job: ReplayJob) -> list[StageCheck]:
         problem = [problems[i] for i in range(position + 1) if problems[i]]
         if recomputed[position] != stage.key:
             problem.append(f"the stored samples give the key {recomputed[position]}")
-        expected, stored_problem = _stored(shared.store, stage)
+        passed_over = stage.key in diverged
+        expected, stored_problem = ("", _recorded(shared.store, stage)) if passed_over else _stored(shared.store, stage)
         problem += stored_problem
         known = [part for part in parts[: position + 1] if part is not None]
-        actual, weights = "", None
+        actual, weights, diverges = "", None, False
         repeatable = shared.run.training.is_repeatable
         # Wrong samples are not worth training on, and may break it.
         if repeatable and not any(problems[: position + 1]):
-            actual, weights, replay_problem = _again(shared, job, position, known, weights_before, seen)
-            problem += replay_problem
+            try:
+                actual, weights, replay_problem = _again(shared, job, position, known, weights_before, seen)
+                problem += replay_problem
+            except DivergedError:
+                diverges = True
+            problem += _unlike(shared, stage, diverges=diverges, passed_over=passed_over)
         weights_before = weights
         if actual and expected and actual != expected:
             problem.append("training it again gives other weights" + _elsewhere(shared, stage))
@@ -171,6 +187,7 @@ def replay(shared: Replayer, job: ReplayJob) -> list[StageCheck]:
                 ok=not problem,
                 problem="; ".join(problem),
                 note="" if repeatable else SECURE,
+                diverged=passed_over or diverges,
             )
         )
     return checks
@@ -233,6 +250,29 @@ def _stored(store: Store, stage: Stage) -> tuple[str, list[str]]:
     except StoreError as error:
         problems.append(str(error))
     return record.weights_digest, problems
+
+
+def _recorded(store: Store, stage: Stage) -> list[str]:
+    """What is wrong with the record that a stage diverged."""
+    try:
+        record = store.read(divergence_record(stage.key), DivergenceRecord)
+    except StoreError as error:
+        return [str(error)]
+    same = (record.key, record.slice_digest, record.parent) == (stage.key, stage.slice_digest, stage.parent)
+    return [] if same else ["its record belongs to another stage"]
+
+
+def _unlike(shared: Replayer, stage: Stage, *, diverges: bool, passed_over: bool) -> list[str]:
+    """What is wrong where training a stage again diverges and the store says otherwise, or the other way round."""
+    if passed_over and not diverges:
+        return ["it is passed over, and training it again does not diverge"]
+    if not diverges or passed_over:
+        return []
+    try:
+        # Stages were committed with such weights before a divergence ended them.
+        return [] if not_finite(load_stage(shared.store, stage.key)) else ["training it again diverges"]
+    except StoreError:
+        return []  # found already
 
 
 def _elsewhere(shared: Replayer, stage: Stage) -> str:

@@ -102,6 +102,13 @@ def _compare(model: nn.Module, tensors: Mapping[str, Tensor]) -> _Comparison:
     return _Comparison(tensors=tensors, last=last, problems=_misfits(state, tensors, last))
 
 
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Name of the first of these tensors, in their order, that holds a number that float32 has no finite one for."""
+    # Of float64 some that are finite there are infinite in the network, whose weights are float32.
+    bad = (name for name, t in tensors.items() if t.is_floating_point() and not t.float().isfinite().all())
+    return next(bad, None)
+
+
 def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     """`tensors` as safetensors, a function of names, dtypes, shapes and values alone; shared memory is stored apart."""
     # No metadata: safetensors writes its keys in random order.

@@ -17,6 +17,7 @@ from ray_sisa.approximate.methods import Descending
 from ray_sisa.approximate.problem import EpochPassed, Problem, Unlearned, diverged
 from ray_sisa.augment import Batches
 from ray_sisa.digests import derive_seed
+from ray_sisa.errors import DivergedError
 from ray_sisa.records import EpochMetrics
 from ray_sisa.training import LabelledImages, Weights, load_network, make_optimizer, rate_factor, state_of, train_stage
 
@@ -111,6 +112,8 @@ def train_on(problem: Problem, method: Descending, samples: LabelledImages) -> U
     while True:
         try:
             told = next(stage)
+        except DivergedError as error:
+            raise diverged(f"the loss of epoch {error.epoch + 1}") from None
         except StopIteration as end:
             weights: Weights = end.value
             return Unlearned(weights=weights, sample_passes=method.epochs * len(samples.labels))
@@ -118,13 +121,13 @@ def train_on(problem: Problem, method: Descending, samples: LabelledImages) -> U
             tell_epoch(problem, told.epoch, method.epochs, told.loss)
 
 
-def tell_epoch(problem: Problem, epoch: int, epochs: int, loss: float) -> None:
+def tell_epoch(problem: Problem, epoch: int, epochs: int, loss: float | None) -> None:
     """Tells that epoch `epoch` (from 0) is over.
 
     Raises:
         TrainingError: its loss is not a finite number.
     """
-    if not math.isfinite(loss):
+    if loss is None or not math.isfinite(loss):
         raise diverged(f"the loss of epoch {epoch + 1}")
     problem.tell(EpochPassed(epoch=epoch + 1, epochs=epochs, loss=loss))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
@@ -42,9 +41,9 @@ class LocalRunner:
             return [next(self._events)]
         except StopIteration:
             ended = ChainEnded(shard=self._shard, ending="finished")
-        except Exception:
+        except Exception as error:
             # Whatever the training raised is the user's to read; the loop decides what follows.
-            ended = ChainEnded(shard=self._shard, ending="application", message=traceback.format_exc())
+            ended = ChainEnded.by_error(self._shard, error)
         self._events = None
         return [ended]
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import traceback
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
@@ -89,9 +88,9 @@ def train(work: ChainWork) -> Generator[WorkerEvent, None, ChainEnded]:
 
         yield from train_chain(work)
         return ChainEnded(shard=work.shard, ending="finished")
-    except (Exception, SystemExit):
+    except (Exception, SystemExit) as error:
         # As text: Ray leaves lines out of a traceback, and cannot carry every exception.
-        return ChainEnded(shard=work.shard, ending="application", message=traceback.format_exc())
+        return ChainEnded.by_error(work.shard, error)
 
 
 def _of_chain(news: JobNews | WorkerNews) -> Event | WorkerNews:

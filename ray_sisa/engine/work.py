@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ray_sisa.config import CheckpointEvery
+from ray_sisa.config import CheckpointEvery, OnDivergence
+from ray_sisa.errors import SisaError
+from ray_sisa.exclusions import DivergenceRecord
 from ray_sisa.lineage import Chain, Stage
 from ray_sisa.records import EpochMetrics, LeaseRecord, StageRecord
 from ray_sisa.store import Store
@@ -26,6 +29,7 @@ class ChainWork:
     checkpoint_every: CheckpointEvery | None = None
     """How often the state inside a stage is saved; None for never."""
     test_during_training: Literal["epoch", "stage", "never"] = "stage"
+    on_divergence: OnDivergence = "fail"
 
     @property
     def shard(self) -> int:
@@ -72,6 +76,13 @@ class StageDone:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StageDiverged:
+    """A stage diverged and is passed over; its chain ends."""
+
+    record: DivergenceRecord
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class FeaturesUnderway:
     """A worker makes features of a slice, 1..R, or of the test set, 0."""
 
@@ -96,6 +107,12 @@ class ChainEnded:
     message: str = ""
     """Of a failure, with its traceback."""
 
+    @classmethod
+    def by_error(cls, shard: int, error: BaseException) -> ChainEnded:
+        """The end by an error of the training; one that was raised on purpose says all in its own words."""
+        lines = [str(error)] if isinstance(error, SisaError) else traceback.format_exception(error)
+        return cls(shard=shard, ending="application", message="".join(lines))
 
-WorkerEvent = FeaturesUnderway | StageUnderway | EpochDone | StageDone
+
+WorkerEvent = FeaturesUnderway | StageUnderway | EpochDone | StageDone | StageDiverged
 Event = WorkerEvent | ChainEnded

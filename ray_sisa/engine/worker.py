@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Literal
 
-from ray_sisa import backbone, partials, spending
+from ray_sisa import backbone, exclusions, partials, spending
 from ray_sisa.config import CheckpointEvery, TrainingRecipe
+from ray_sisa.divergence import diverged
 from ray_sisa.engine.feed import Feed, concatenate
-from ray_sisa.engine.work import ChainWork, EpochDone, StageDone, StageUnderway, WorkerEvent
-from ray_sisa.errors import StoreError
-from ray_sisa.layout import LEDGER, RUN, UNREACHABLE, numbered, stage_record, stage_weights
+from ray_sisa.engine.work import ChainWork, EpochDone, StageDiverged, StageDone, StageUnderway, WorkerEvent
+from ray_sisa.errors import DivergedError, StoreError
+from ray_sisa.exclusions import DivergenceRecord
+from ray_sisa.layout import LEDGER, RUN, UNREACHABLE, divergence_record, numbered, stage_record, stage_weights
 from ray_sisa.lease import is_held
 from ray_sisa.ledger import EMPTY, read_ledger
 from ray_sisa.lineage import Stage
@@ -37,10 +39,11 @@ def train_chain(work: ChainWork, tell_every_s: float = TELL_EVERY_S) -> Iterator
 
     Within a stage it goes on from the state that was saved there, if any, and tells of itself every `tell_every_s`.
     Ends early, without an error, once the ledger has a request that touches the shard, since what it was making is
-    tainted, and once another driver holds the run.
+    tainted, and once another driver holds the run; so it does where a stage diverged that is to be passed over.
 
     Raises:
         StoreError: a slice or a parent is absent or changed, or the store is not the driver's.
+        DivergedError: a stage diverged, and is not to be passed over.
     """
     if not is_held(work.store, work.lease):
         return
@@ -59,6 +62,9 @@ def train_chain(work: ChainWork, tell_every_s: float = TELL_EVERY_S) -> Iterator
             yield StageDone(record=record)
             weights = None
             continue
+        if diverged := _passed_over(work, stage.key):  # likewise
+            yield StageDiverged(record=diverged)
+            return
         start = weights if weights is not None else _start(work, run, position)
         for earlier in work.chain.stages[len(parts) : position + 1]:
             if (part := (yield from feed.slice(earlier))) is None:
@@ -118,7 +124,11 @@ class _Attempt:
             due=Pace(self._work.checkpoint_every, tell_every_s),
         )
         self._resume = None  # its memory is not needed for as long as the stage takes
-        weights = yield from self._follow(steps)
+        try:
+            weights = yield from self._follow(steps)
+        except DivergedError as error:
+            yield from self._pass_over(error)
+            return None
         if weights is None or not self._may_write():
             return None
         record = self._commit(weights)
@@ -128,6 +138,21 @@ class _Attempt:
         partials.drop(self._work.store, self._stage.key)
         yield StageDone(record=record)
         return weights
+
+    def _pass_over(self, error: DivergedError) -> Iterator[WorkerEvent]:
+        """Records that the stage diverged, where it is to be passed over: one write, before or after which it is known.
+
+        Raises:
+            DivergedError: it is not; the error says where it happened.
+        """
+        stage = self._stage
+        if self._work.on_divergence == "fail":
+            where = f"shard {stage.shard}, slice {stage.slice}"
+            raise diverged(error.epoch, error.step, error.what, where) from None
+        if self._may_write():
+            record = exclusions.record(self._work.store, stage, error, self._seconds(), self._environment)
+            partials.drop(self._work.store, stage.key)
+            yield StageDiverged(record=record)
 
     def _follow(
         self, steps: Generator[EpochMetrics | Position | Partial, None, Weights]
@@ -240,6 +265,13 @@ class _NewerRequests:
             self._seen = self._ledger.position
             self._first = self._ledger.touched(self._after).get(self._shard, math.inf)
         return self._first <= slice_number
+
+
+def _passed_over(work: ChainWork, key: str) -> DivergenceRecord | None:
+    """The record of a stage that diverged, where it is not to be trained again."""
+    if work.on_divergence == "fail":
+        return None
+    return work.store.find_record(divergence_record(key), DivergenceRecord)
 
 
 def _committed(store: Store, key: str) -> StageRecord | None:

@@ -32,7 +32,7 @@ def accuracy(scores: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]]
     Raises:
         DataError: no record, arrays whose shapes do not match, or a label outside 0..K-1.
     """
-    label_scores = _scores_of_labels(scores, labels)[:, None]
+    label_scores = _scores_of_labels(scores, labels)
     if len(labels) == 0:
         raise DataError(
             "samples",
@@ -40,16 +40,32 @@ def accuracy(scores: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]]
             "accuracy needs at least one record",
             "Check what was selected",
         )
-    classes = np.arange(scores.shape[1])
-    # "Not at most" rather than "above": a comparison with NaN is false, and must count against the label.
-    ahead = ~(scores <= label_scores) | ((scores == label_scores) & (classes < labels[:, None]))
-    ranks = ahead.sum(axis=1)
+    ranks = ranks_of(scores, label_scores, np.arange(scores.shape[1]), labels)
     top5 = ranks < min(5, scores.shape[1])
     return Accuracy(
         top1=float((ranks == 0).mean()),
         top5=float(top5.mean()),
         num_samples=len(labels),
     )
+
+
+def ranks_of(scores: Any, label_scores: Any, classes: Any, labels: Any) -> Any:
+    """How many classes rank ahead of each record's label: int64 [N], 0 where the label is best.
+
+    Equal scores rank by lowest label. A score that is not a number is ahead of the label, and all are ahead of a label
+    whose own is none: a NaN never ranks first. Operators alone, so that NumPy arrays and tensors of any device share
+    this one rule.
+
+    Args:
+        scores: float [N, K], higher for a likelier class.
+        label_scores: float [N], the score of each record's label.
+        classes: int64 [K], the numbers 0..K-1.
+        labels: int64 [N].
+    """
+    of_label, label = label_scores[:, None], labels[:, None]
+    # "Not at most" rather than "above": a comparison with NaN is false, and must count against the label.
+    ahead = ~(scores <= of_label) | ((scores == of_label) & (classes < label))
+    return ahead.sum(1)
 
 
 def cross_entropy(

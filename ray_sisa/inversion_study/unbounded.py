@@ -23,6 +23,7 @@ from ray_sisa.training import (
     initial_state,
     load_network,
     make_optimizer,
+    num_hits,
     reproducible,
     state_of,
     to_tensor,
@@ -65,7 +66,7 @@ def train_unbounded(
                 with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
                     logits = model(images)
                 losses = F.cross_entropy(logits.float(), labels, reduction="none")
-                right += (logits.argmax(1) == labels).sum()
+                right += num_hits(logits, labels)
                 sums = clipped_sum(losses, parameters, max_grad_norm)
                 add_noise(sums, noise_multiplier * max_grad_norm, generator)
                 for parameter, total in zip(parameters, sums, strict=True):

@@ -23,6 +23,7 @@ from ray_sisa.engine.local_runner import LocalRunner
 from ray_sisa.engine.runner import Runner, Tell
 from ray_sisa.errors import StoreError
 from ray_sisa.store import Store
+from ray_sisa.strict_json import to_json
 
 logger = logging.getLogger(__name__)
 REMOVE = "Remove it, and the study does the step again"
@@ -102,7 +103,7 @@ class Steps:
         self.found[_path(task)] = origin
         dumped = TypeAdapter(task.result_type).dump_python(result, mode="json")
         content = {"task": _content(task), "result": dumped, "origin": _ORIGIN.dump_python(origin)}
-        self._store.put(_path(task), seal(json.dumps(content, indent=1).encode()))
+        self._store.put(_path(task), seal(to_json(content, indent=1).encode()))
         yield Done(_title(task), origin.seconds)
         return result
 

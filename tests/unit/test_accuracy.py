@@ -6,12 +6,14 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss
 
 from ray_sisa.errors import DataError
 from ray_sisa.evaluation.accuracy import Accuracy, accuracy, cross_entropy
+from ray_sisa.training import num_hits
 
 
 @given(st.integers(1, 30), st.integers(1, 9), st.integers(1, 1000), st.integers(0, 2**32 - 1))
@@ -43,6 +45,16 @@ def test_undefined_scores_are_wrong_and_zero_probabilities_are_ranked() -> None:
     assert accuracy(np.full((2, 3), np.nan), labels) == Accuracy(top1=0.0, top5=0.0, num_samples=2)
     assert accuracy(np.array([[0.9, np.nan, 0.1]] * 2), labels).top1 == 0.0
     assert accuracy(np.array([[0.0, -np.inf, -np.inf]] * 2), labels).top1 == 1.0
+
+
+@given(st.integers(1, 30), st.integers(1, 9), st.integers(0, 2**32 - 1))
+def test_tensors_are_ranked_by_the_same_rule(num_samples: int, num_classes: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = np.array([0.0, 1.0, np.nan, np.inf, -np.inf], np.float32)
+    scores, labels = rng.choice(values, (num_samples, num_classes)), rng.integers(0, num_classes, num_samples)
+    hits = num_hits(torch.from_numpy(scores), torch.from_numpy(labels)).item()
+    assert hits / num_samples == accuracy(scores, labels).top1
+    assert not (np.isnan(scores).all() and hits)
 
 
 def test_cross_entropy_is_minus_the_log_probability_of_the_label() -> None:

@@ -179,7 +179,7 @@ def test_forget_status_unlearn(run: Path) -> None:
     assert (pending["complete"], pending["requests"], pending["pending_requests"]) == (False, 1, [1])
     assert pending["live_samples"] == 1436
     assert [(s["shard"], s["depth"], s["clean"]) for s in pending["shards"]] == [(0, 2, True), (1, 1, False)]
-    assert pending["shards"][0].keys() == {"shard", "depth", "stage", "clean", "samples", "committed"}
+    assert pending["shards"][0].keys() == {"shard", "depth", "stage", "clean", "samples", "committed", "diverged"}
 
     done = answer("unlearn", run, "--runner", "local")
     assert (done["requests"], done["affected_shards"]) == ([1], [1])

@@ -419,6 +419,19 @@ def test_scaled_pixels_in_parquet_are_refused(tmp_path: Path) -> None:
         data.load(DataConfig(source="parquet", train=str(tmp_path / "a.parquet"), num_classes=2))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite_are_no_input_and_no_sample(tmp_path: Path, value: float) -> None:
+    features = np.ones((5, 3), np.float32)
+    features[2, 1], features[4, 0] = value, np.nan
+    np.save(tmp_path / "a.npy", features)
+    np.savez(tmp_path / "a.npz", features)
+    for name in ("a.npy", "a.npz"):
+        with pytest.raises(DataError, match=rf"{name}#2: must be finite numbers; .* is number 1 of the first of 2 row"):
+            data.load_inputs([str(tmp_path / name)], (3,))
+    with pytest.raises(DataError, match="images = s2: must be finite numbers"):
+        make_samples(ids=[f"s{i}" for i in range(5)], images=features, labels=[0] * 5)
+
+
 def test_wrong_inputs(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(pixels_of(1, 4, 5, 3)[0]))
     (tmp_path / "junk.npz").write_bytes(b"junk")

@@ -101,12 +101,16 @@ def test_no_two_causes_share_a_name(make_training: Make) -> None:
 def test_every_field_of_the_recipe_is_tried() -> None:
     """A field added to the recipe is in no name until somebody decides so here."""
     tried = {name for cause in CAUSES for name in cause}
-    paths = {"weights", "epochs_per_slice", "total_epochs"}
+    paths = {"weights", "epochs_per_slice", "total_epochs", "on_divergence"}
     assert set(Recipe.model_fields) - paths <= tried
     assert set(TrainingRecipe.model_fields) - {"recipe", "semantics"} <= tried
 
 
-@pytest.mark.parametrize("settings", [{"weights": "a.th"}, {"epochs_per_slice": None, "total_epochs": 2.0}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{"weights": "a.th"}, {"epochs_per_slice": None, "total_epochs": 2.0}, {"on_divergence": "exclude"}],
+    ids=str,
+)
 def test_how_it_was_written_changes_no_name(make_training: Make, settings: dict[str, Any]) -> None:
     training = make_training(**settings)
     assert epochs_by_slice(training.recipe, 3) == training.epochs

