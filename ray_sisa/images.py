@@ -67,6 +67,8 @@ def to_array(
     """Pixels of an open Pillow image, under the rules of `decode`: uint8 [H, W, C]."""
     _check_limit(image, name)
     depth.check_open(image, name)
+    if shape is not None and orientation.is_behind(image) and sorted(image.size) != sorted(shape[:2]):
+        _check_shape(image.size[::-1], name, shape, orientation.UPRIGHT, orientation.UPRIGHT)  # undecoded
     tag = orientation.of(image)
     turn = orientation.UPRIGHT if exif == "ignore" else tag
     if shape is not None:

@@ -29,11 +29,19 @@ _SIDEWAYS = 5  # from this value on, height and width change places
 
 def of(image: Image.Image) -> int:
     """The value of an image's tag, 2 to 8; `UPRIGHT` without one, or where it cannot be read."""
+    behind = is_behind(image)
     try:
         value = image.getexif().get(TAG, UPRIGHT)
     except Exception:  # damaged tags raise almost anything, and viewers show such images as they are stored
+        if behind:
+            raise  # of the pixels: Pillow would give them out as they are when it is asked a second time
         return UPRIGHT
     return value if isinstance(value, int) and value in _TURNS else UPRIGHT
+
+
+def is_behind(image: Image.Image) -> bool:
+    """Whether a tag, if there is one, comes after the pixels, so that they are decoded to look for it."""
+    return image.format == "PNG" and "exif" not in image.info
 
 
 def size(image: Image.Image, value: int) -> tuple[int, int]:

@@ -140,3 +140,12 @@ def test_a_run_of_before_there_was_a_choice_reads_images_as_its_training_did(tmp
     assert not old.check().findings
     with pytest.raises(ConfigError, match=r"these differ: data\.exif"):
         Run.create(config_of(tmp_path, source, exif="apply"))
+
+
+def test_a_png_that_is_damaged_in_its_pixels_is_refused_though_its_tag_is_looked_for_behind_them() -> None:
+    out = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(out, "PNG")
+    content = bytearray(out.getvalue())
+    content[100:140] = b"\xaa" * 40
+    with pytest.raises(DataError, match="is not a readable image"):
+        images.decode(bytes(content), "damaged", (8, 8, 3))
