@@ -49,7 +49,6 @@ def ingest(store: Store, config: RunConfig, dataset: Dataset) -> RunRecord:
     _check_enough(config, dataset.train)
     overlapping = overlap.count(config.data, dataset)
     retention.look(store, config.purge)
-    store.prove()
     places = place(config.placement, dataset.train.subjects, dataset.deletion_probabilities)
     training = resolve_recipe(store, config, dataset, slice_sizes(config.placement, places))
     preprocessing.check_fit(dataset.train.images, training)
@@ -117,6 +116,8 @@ def resolve_recipe(
             names[0],
         )
     _check_network(training, model)  # before anything is written
+    if store:
+        store.prove()  # once nothing else can be refused: on a disk it makes the run's folder
     if store and public:
         store.put(initial_weights(public.digest), weights.to_bytes(public.tensors))
     return training
