@@ -25,7 +25,7 @@ from ray.cluster_utils import Cluster
 HOLDER = Path(__file__).with_name("_chaos_holder.py")
 NUM_NODES = 2
 WORKER = "ray::ShardWorker"
-TRAINING = "ray::ShardWorker.train"
+TRAINING = "ray::ShardWorker.work"
 GCS_TIMEOUT_S = 5
 LEAVE_S = 60.0
 SETTINGS = {

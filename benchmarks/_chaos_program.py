@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
@@ -126,7 +127,8 @@ class _Fork(socketserver.StreamRequestHandler):
             _become(job)
         self.wfile.write(f"{child}\n".encode())
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        self.wfile.write(f"{code}\n".encode())
+        with suppress(BrokenPipeError):  # the drill itself has ended
+            self.wfile.write(f"{code}\n".encode())
 
 
 class _Server(socketserver.ForkingMixIn, socketserver.UnixStreamServer):

@@ -90,6 +90,7 @@ def test_training_killed_anywhere_goes_on_to_the_same_end(
     expected, writes = undisturbed
     assert _kinds(writes) == MORE_TO_TRAIN[recipe] | {
         "put slices",
+        "put seals",
         "put index",
         "put test",
         "create run.json",
@@ -129,7 +130,9 @@ def test_unlearning_killed_anywhere_goes_on_to_the_same_end(
         "create ledger",
         "create heads",  # rolled back, and full
         "put slices",
+        "put seals",
         "delete slices",
+        "delete seals",
         "delete stages/stage.json",
         "delete stages/weights.safetensors",
         "put stages/weights.safetensors",
