@@ -13,10 +13,10 @@ find? At the end: are all stages and slices those of an undisturbed run, to the 
 A long drill is made in parts, one after another or beside each other, that are merged into one record. A part that is
 cut short keeps what it has done; whoever goes on from there gives another seed.
 
-    python benchmarks/chaos.py --kills 450 --runner local --seed 1 --out results/DATE-chaos
-    python benchmarks/chaos.py --kills 330 --runner local --store s3 --seed 2 --out results/DATE-chaos
-    python benchmarks/chaos.py --kills 160 --runner ray --seed 3 --out results/DATE-chaos
-    python benchmarks/chaos.py --kills 60 --runner ray --store s3 --seed 4 --out results/DATE-chaos
+    python benchmarks/chaos.py --kills 460 --runner local --seed 1 --out results/DATE-chaos
+    python benchmarks/chaos.py --kills 380 --runner local --store s3 --seed 2 --out results/DATE-chaos
+    python benchmarks/chaos.py --kills 110 --runner ray --seed 3 --out results/DATE-chaos
+    python benchmarks/chaos.py --kills 50 --runner ray --store s3 --nodes held --seed 4 --out results/DATE-chaos
     python benchmarks/chaos.py --merge results/DATE-chaos
 
 On a cluster three chains meet two CPUs, of which in every second run (`--nodes both`) another job holds one or both for
