@@ -148,9 +148,9 @@ def evaluate(
     if run.record.test_digest is None:
         raise RequestError("data.test", "none", "an evaluation needs a test set", "Make a run with data.test")
     constituents = run.in_force(ledger, head)
-    heads.check_voters(constituents, run.live.num_samples(ledger))
     shard_of = None if forget is None else shards_to_forget(run, ledger, forget)
     model = _chosen(run, approximation, shard_of, ledger) if approximation else None
+    heads.check_voters(constituents, run.live.num_samples(ledger))
     members, retain = select(run, ledger, constituents, shard_of, source)
     present = run.store.slice_digests()  # where a request is being completed, a smaller slice follows its features
     with open_runner(runner, run.record.config.scaling) as opened:
