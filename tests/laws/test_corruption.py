@@ -38,7 +38,9 @@ from ray_sisa.voting import Rule
 
 # Features are of a frozen backbone, and a run with one has no approximate models: test_frozen.py damages them.
 # Charges are of differentially private runs: tests/unit/test_spending.py damages them.
-HERE = KINDS.keys() - {"features", "spent"}
+# Stages that diverged are of runs that pass them over: test_diverged.py damages their records.
+# What a driver is doing is no part of a run, and gone with the driver: tests/unit/test_activity.py damages it.
+HERE = KINDS.keys() - {"activity", "features", "spent", "stages/diverged"}
 PLACES = {"shards": 2, "slices": 2}
 EVERY_STEP = {"checkpoint_every": {"minutes": 1e-9}}
 NUM_RANDOM_FLIPS = 6

@@ -263,15 +263,20 @@ def test_a_node_that_comes_during_the_run_is_used(
     add_node: Callable[[], Any], notes: Path, expected: Run, tmp_path: Path
 ) -> None:
     first, run = add_node(), make_run(tmp_path)
-    (notes / "slow").touch()
+    (notes / "held").touch()  # the first worker trains one stage, and no other, until a second one has come up
     added: list[Any] = []
 
     def listen(event: Event) -> None:
         if isinstance(event, StageDone) and not added:
             added.append(add_node())
 
+    def let_go() -> None:
+        wait_until(lambda: len({place.node_id for place in list(runner.at.values())}) == 2, 120)
+        (notes / "held").unlink()
+
     with observed() as runner:
-        run.train(runner=runner, tell=listen)
+        with meanwhile(let_go):
+            run.train(runner=runner, tell=listen)
         assert_undisturbed(run, runner, expected)
         assert {node for _, _, node in runner.trained} == {first.node_id, added[0].node_id}
 
@@ -392,10 +397,10 @@ def test_workers_that_never_come_fail_the_run(add_node: Callable[[], Any], notes
     held = hold.remote()
     ray.get(held.ready.remote())
     with observed() as runner:
-        with pytest.raises(TrainingError, match=r"for shards = \[\d\]: .* no worker has taken up \[\d\]: others"):
+        with pytest.raises(TrainingError, match=r"for shards = \[0, 1, 2\]: .* taken up \[0, 1, 2\]: others"):
             run.train(runner=runner)
         impatient = RayRunner(run.record.config.scaling)
-        with pytest.raises(TrainingError, match=r"for items = \[0\]: .* no worker has taken up \[0\]: others"):
+        with pytest.raises(TrainingError, match=r"for items = \[0, 1, 2\]: .* taken up \[0, 1, 2\]: others"):
             impatient.map(failing_networks.add, 1, range(3))
         impatient.close()
     ray.kill(held)
