@@ -85,6 +85,7 @@ def test_a_trace_names_every_point_and_strikes_at_none(tmp_path: Path) -> None:
     passed = [json.loads(line) for line in log.read_text().splitlines()]
     writes = ["put slices", "create stages/stage"] * 3 + ["delete slices"] * 3
     expected = [f"{when} {write}" for write in writes for when in ("before", "after")]
+    expected[3:3] = ["before delete probes", "after delete probes"]  # within the first create
     for process in processes:
         assert [line["point"] for line in passed if line["pid"] == process.pid] == expected
     code, _, err = ended(start(tmp_path / "run", RAY_SISA_CRASH_AT="trace"))
