@@ -19,7 +19,7 @@ from small_runs import CNN, DROPOUT, PRIVATE, assert_same_models, dataset, files
 from ray_sisa import weights
 from ray_sisa.config import CheckpointEvery, RunConfig
 from ray_sisa.digests import digest_bytes
-from ray_sisa.engine import driver, local_runner
+from ray_sisa.engine import local_runner, turns
 from ray_sisa.engine.work import ChainEnded, ChainWork, EpochDone, Event, StageDone, StageUnderway
 from ray_sisa.engine.worker import train_chain
 from ray_sisa.errors import StoreError
@@ -259,7 +259,7 @@ def test_a_state_that_cannot_be_saved_ends_no_training(
 def test_the_states_of_a_tainted_stage_go_and_none_is_saved_after_the_request(
     samples: Samples, from_scratch: Callable[[Samples, str], Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver, "TICK_S", 1e9)  # the driver looks away: the worker itself must notice
+    monkeypatch.setattr(turns, "TICK_S", 1e9)  # the driver looks away: the worker itself must notice
     run = Run.create(small_config(tmp_path, recipe=DROPOUT, scaling=EVERY_STEP), dataset=dataset(samples))
     forgotten = run.sample_ids(1, 1)[:1]
     tainted: list[str] = []
@@ -303,7 +303,7 @@ def test_the_states_of_a_stage_that_is_tainted_while_nobody_trains_are_purged(
 def test_a_chain_in_this_process_is_stopped_inside_an_epoch(
     samples: Samples, from_scratch: Callable[[Samples, str], Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (driver, local_runner):
+    for module in (turns, local_runner):
         monkeypatch.setattr(module, "TICK_S", 0.0)  # the same as a long epoch
     config = small_config(tmp_path, recipe=DROPOUT | {"batch_size": 2}, scaling={"checkpoint_every": None})
     run = Run.create(config, dataset=dataset(samples))
