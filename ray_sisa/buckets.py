@@ -7,6 +7,7 @@ provider is asked by a client of its own, which is an extra: without it nothing 
 from __future__ import annotations
 
 import json
+import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -104,6 +105,8 @@ class S3Bucket(Bucket):
             from botocore.exceptions import BotoCoreError, ClientError
         except ImportError:
             raise Unknown("boto3 is not installed (pip install 'ray-sisa[s3]')") from None
+        # Its debug logs hold whole requests, with the access key.
+        logging.getLogger("botocore").setLevel(logging.INFO)
         self._errors = (BotoCoreError, ClientError)
         region = config.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
         style = {"addressing_style": "path"} if config.get("endpoint") else {}
@@ -113,7 +116,8 @@ class S3Bucket(Bucket):
             retries={"total_max_attempts": NUM_ATTEMPTS},
             s3=style,
         )
-        self._client = boto3.client(
+        # A session of its own: the default one keeps the credentials that it met first.
+        self._client = boto3.Session().client(
             "s3", endpoint_url=config.get("endpoint"), region_name=region or "us-east-1", config=options
         )
 

@@ -13,14 +13,19 @@ from typing import Literal
 from ray_sisa.buckets import DAY_S, Unknown, open_bucket
 from ray_sisa.config import PurgeConfig
 from ray_sisa.errors import StoreError
-from ray_sisa.layout import FEATURES, LEASES, PROBES
+from ray_sisa.layout import FEATURES, LEASES, PROBES, SEALS
 from ray_sisa.location import open_remote, without_options
 from ray_sisa.store import Store
 
 logger = logging.getLogger(__name__)
 
 _TOLD: set[str] = set()  # stores of which this process has warned
-SAMPLES = (FEATURES, "slices", "stages")  # what a purge deletes; it holds samples, or saw them
+SAMPLES = (
+    FEATURES,
+    SEALS,
+    "slices",
+    "stages",
+)  # what a purge deletes: it holds samples, tells of them or saw them
 PASSING = (LEASES, PROBES)  # written and deleted all the time; it holds none
 REMEDY = "Turn versioning and soft delete off, or set purge.versions: see Storage in docs/operations.md"
 
