@@ -291,8 +291,9 @@ def test_as_many_chains_at_a_time_as_the_cluster_holds(samples: Samples, on_ray:
 
 
 def test_status_says_which_shard_is_where_and_which_waits(
-    samples: Samples, cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    samples: Samples, on_ray: RayRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    on_ray.close()  # gives its CPUs back; the next test starts other workers
     monkeypatch.setattr(activity, "WRITE_EVERY_S", 0.0)
     monkeypatch.setattr(activity, "SLOWEST_S", 0.0)
     monkeypatch.setattr(turns, "TICK_S", 0.0)
