@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Said:
-    """What a job told, or what it returned, before which nothing else of it comes."""
+    """What a job told, or what it returned, after which nothing else of it comes."""
 
     number: int
     what: Told | Any
