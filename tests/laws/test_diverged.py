@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import typer
-from small_runs import MLP, assert_same_models, dataset, files_of, folder_of, small_config, without
+from small_runs import MLP, PRIVATE_MLP, assert_same_models, dataset, files_of, folder_of, small_config, without
 from typer.testing import CliRunner
 
 from ray_sisa import weights
@@ -248,6 +248,22 @@ def test_when_all_diverges_nobody_votes(tmp_path: Path, samples: Samples) -> Non
     run.forget(samples=gone)
     run.unlearn(runner="local")
     assert run.status().complete and run.certificates()[0].excluded and run.check().ok
+
+
+@pytest.mark.parametrize("name", ["private", "frozen"])
+def test_private_training_and_a_frozen_backbone_are_passed_over_too(
+    tmp_path: Path, samples: Samples, recipes: dict[str, dict[str, Any]], name: str
+) -> None:
+    recipe = PRIVATE_MLP | {"batch_size": 12} if name == "private" else recipes[name]
+    hopeless = recipe | EXCLUDE | {"optimizer": {"name": "sgd", "lr": 1e39}}  # clipped gradients survive 1e30
+    run = Run.create(small_config(tmp_path, recipe=hopeless), dataset=dataset(samples))
+    run.train(runner="local")
+    assert run.in_force() == () and run.check().ok and run.verify(runner="local").ok
+    status = run.status()
+    assert status.complete and [shard.diverged for shard in status.shards] == [1, 1, 1]
+    spent = run.privacy()
+    charged = [(stage.shard, stage.slice) for stage in spent.stages] if spent else []
+    assert charged == ([(0, 1), (1, 1), (2, 1)] if name == "private" else [])
 
 
 # Runs from before, and weights to start from.

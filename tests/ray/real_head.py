@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from processes import descendants, wait_until
@@ -132,11 +133,20 @@ def started_node(head: Head) -> Iterator[int]:
 
 def num_alive(head: Head) -> int:
     """How many nodes the head knows to live."""
-    request = urllib.request.Request(f"{head.address}/nodes?view=summary")
+    nodes = _asked(head, "nodes?view=summary")["data"]["summary"]
+    return sum(node["raylet"]["state"] == "ALIVE" for node in nodes)
+
+
+def logs_of(head: Head, job: str) -> str:
+    """What a submitted job has printed so far."""
+    return str(_asked(head, f"api/jobs/{job}/logs")["logs"])
+
+
+def _asked(head: Head, path: str) -> dict[str, Any]:
+    request = urllib.request.Request(f"{head.address}/{path}")
     request.add_header("Authorization", f"Bearer {head.environment['RAY_AUTH_TOKEN']}")
     with urllib.request.urlopen(request, timeout=30) as response:
-        nodes = json.load(response)["data"]["summary"]
-    return sum(node["raylet"]["state"] == "ALIVE" for node in nodes)
+        return dict(json.load(response))
 
 
 def _free_ports(count: int) -> list[int]:

@@ -47,7 +47,7 @@ from ray_sisa.engine.local_runner import LocalRunner
 from ray_sisa.engine.ray_cluster import satisfies
 from ray_sisa.engine.ray_runner import RayRunner
 from ray_sisa.engine.runner import Runner, WorkerNews
-from ray_sisa.engine.work import ChainEnded, ChainWork, EpochDone, Event, StageDone
+from ray_sisa.engine.work import ChainEnded, ChainWork, EpochDone, Event, StageDiverged, StageDone
 from ray_sisa.errors import DataError, ResourcesError, TrainingError
 from ray_sisa.layout import FEATURES
 from ray_sisa.run import Run
@@ -154,6 +154,22 @@ def test_a_frozen_backbone_gives_the_same_on_ray_and_here(samples: Samples, on_r
     assert unlearned.store.sizes(FEATURES) == never.store.sizes(FEATURES)
     assert unlearned.verify(runner=on_ray).ok
     assert unlearned.evaluate(runner=on_ray).test == never.evaluate(runner=LocalRunner()).test
+
+
+def test_a_divergence_comes_back_as_an_error_or_is_passed_over(
+    samples: Samples, on_ray: RayRunner, tmp_path: Path
+) -> None:
+    hopeless = MLP | {"optimizer": {"name": "sgd", "lr": 1e30}}
+    with pytest.raises(TrainingError, match=r"shard \d, slice 1: diverged: .* recipe\.on_divergence"):
+        train(tmp_path, "fails", on_ray, samples, hopeless)
+    run = Run.create(
+        small_config(tmp_path, name="goes on", recipe=hopeless | {"on_divergence": "exclude"}),
+        dataset=dataset(samples),
+    )
+    told: list[Event] = []
+    run.train(runner=on_ray, tell=told.append)
+    assert sum(isinstance(event, StageDiverged) for event in told) == 3
+    assert run.in_force() == () and run.status().complete and run.verify(runner=on_ray).ok
 
 
 @pytest.mark.parametrize("forget", FORGET_SETS)
