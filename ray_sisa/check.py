@@ -24,6 +24,7 @@ from ray_sisa.store import Store
 
 # What no run without run.json ever had.
 LATER = {HEADS, LEDGER, CERTIFICATES, "stages/stage", "stages/weights"}
+IRREGULAR = "what it leads to is no part of the run: whatever should lie here is not there"
 AGREE = "Restore first what else is found here; then check again"
 
 
@@ -121,6 +122,8 @@ def _look(store: Store, tell: Callable[[int, int], None]) -> Checked:
     if not sizes:
         raise StoreError("run", store.uri, "has no run", NO_RUN)
     found = Findings(store, sizes, tell)
+    for path, what in store.irregular().items():
+        found.add(path, f"is {what}, and is never followed or read", repairable=False, meaning=IRREGULAR, remedy=LOOK)
     sound = False
     if RUN not in sizes and not LATER & set(map(kind_of, sizes)):
         found.note("there is no run.json: not all samples are here yet. Run `ray-sisa train CONFIG` again")

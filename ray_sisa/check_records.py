@@ -158,10 +158,10 @@ class Records:
         """The objects of the ledger by number; from a server many are read at a time."""
         for first in range(1, last + 1, ledger.SEGMENT):
             numbers = range(first, min(first + ledger.SEGMENT, last + 1))
-            yield from zip(numbers, self._store.find_all([numbered(LEDGER, n) for n in numbers]), strict=True)
+            yield from zip(numbers, _readable(self._store, [numbered(LEDGER, n) for n in numbers]), strict=True)
 
     def _request(self, path: str, data: bytes | None) -> Request:
-        if data is None:
+        if data is None and (data := self._store.find(path)) is None:  # which says why it cannot be read
             raise wrong("is not there, and later requests are, or a segment that repeats it")
         return self._store.parse(path, data, Request)
 
@@ -344,7 +344,7 @@ def in_segments(store: Store) -> dict[int, bytes]:
     found: dict[int, bytes] = {}
     for end in store.numbers(SEGMENTS):
         told = _requests_of(store, end)
-        there = store.find_all([numbered(LEDGER, number) for number in told])
+        there = _readable(store, [numbered(LEDGER, number) for number in told])
         agree = all(
             data == own or not _is_request(store, number, own)
             for (number, data), own in zip(told.items(), there, strict=True)
@@ -354,9 +354,26 @@ def in_segments(store: Store) -> dict[int, bytes]:
     return found
 
 
+def _readable(store: Store, paths: Sequence[str]) -> list[bytes | None]:
+    """The bytes of objects; None for those that are not there, or are in a folder and no files of a fitting size."""
+    try:
+        return store.find_all(paths)
+    except StoreError:
+        if not store.is_local:
+            raise  # a server that is away, most likely
+    return [_find_readable(store, path) for path in paths]
+
+
+def _find_readable(store: Store, path: str) -> bytes | None:
+    try:
+        return store.find(path)
+    except StoreError:
+        return None
+
+
 def _requests_of(store: Store, end: int) -> dict[int, bytes]:
     """The requests in a segment by number; none if it is damaged."""
-    *parts, rest = (store.find(segment(end)) or b"").split(END + b"\n")
+    *parts, rest = (_readable(store, [segment(end)])[0] or b"").split(END + b"\n")
     told = dict(enumerate((part + END for part in parts), start=end - ledger.SEGMENT + 1))
     whole = len(told) == ledger.SEGMENT and not rest and end % ledger.SEGMENT == 0
     return told if whole and all(_is_request(store, number, data) for number, data in told.items()) else {}

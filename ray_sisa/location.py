@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, GenericError
-from obstore.store import LocalStore, from_url
+from obstore.store import from_url
 
 from ray_sisa import endpoint, local_path, uploads
 from ray_sisa.errors import StoreError
@@ -54,6 +54,7 @@ REMEDIES = {
     "status code: 501": "Use a server that knows conditional writes (`If-None-Match`): docs/operations.md, Storage",
     r"No space left|quota|File too large": "Free some space, then run the same command again",
     r"Permission denied|Read-only file system": "Let this user read and write there, then run the same command again",
+    "only files and folders are looked at": "Move what it leads to into its place, or remove it",
     r"Not a directory|File exists": "A file is in the way: choose another storage_path, or move the file",
 }
 
@@ -83,11 +84,6 @@ def join_run(storage_path: str, name: str) -> str:
 def without_options(uri: str) -> str:
     """A resolved URI as messages name it."""
     return uri.partition("?")[0] if _is_uri(uri) else uri
-
-
-def open_local(folder: str, *, create: bool) -> obstore.store.ObjectStore:
-    """The objects in a local folder."""
-    return LocalStore(folder, automatic_cleanup=True, mkdir=create)
 
 
 class Outage:

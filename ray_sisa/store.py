@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.exceptions import AlreadyExistsError
 from pydantic import ValidationError
 
-from ray_sisa import location, probe
+from ray_sisa import bounds, location, probe
 from ray_sisa.digests import unseal
 from ray_sisa.errors import StoreError
 from ray_sisa.layout import (
@@ -31,11 +31,13 @@ from ray_sisa.layout import (
     damaged,
     divergence_record,
     kind_of,
+    shown,
     slice_object,
     stage_record,
     stage_weights,
 )
-from ray_sisa.location import open_local, open_remote, resolve_uri, without_options
+from ray_sisa.local_files import LocalFiles
+from ray_sisa.location import open_remote, resolve_uri, without_options
 
 if TYPE_CHECKING:
     from ray_sisa.records import StoredRecord
@@ -45,6 +47,7 @@ Result = TypeVar("Result")
 
 NUM_READERS = 16  # requests to a server at a time
 SMALL, MAX_PIECE = 5 << 20, 4 << 30  # bytes
+UNFINISHED = (FEATURES, "slices", "stages", PROBES)
 OLD_S = 3600.0  # far longer than a probe takes
 PAUSE_S = 0.5  # between two requests to a server that fails
 _PROVEN: set[str] = set()  # stores that refuse to create what is there, as far as this process has tried
@@ -56,25 +59,30 @@ class Store:
     def __init__(self, uri: str) -> None:
         self.uri = resolve_uri(uri)
         self.is_local = self.uri.startswith("/")
-        self._objects: obstore.store.ObjectStore | None = None
+        self._files = LocalFiles(self.uri) if self.is_local else None
+        self._objects = None if self.is_local else open_remote(self.uri)
         self._outage = location.Outage()
         self._uploaders: dict[int, obstore.store.ObjectStore] = {}
-        self._readable()
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
         return (Store, (self.uri,))
 
     def where(self, path: str) -> str:
         """An object as messages name it."""
-        return f"{without_options(self.uri)}/{path}"
+        return f"{without_options(self.uri)}/{shown(path)}"
 
     def find(self, path: str) -> bytes | None:
         """The bytes of an object, or None where there is none."""
-        objects = self._readable()
-        if objects is None:
-            return None
+
+        def read() -> bytes:
+            if self._files:
+                return self._files.read(path, partial(self._check_size, path))
+            found = obstore.get(self._remote, path)
+            self._check_size(path, found.meta["size"])
+            return found.bytes().to_bytes()
+
         try:
-            return self._insist("read", path, lambda: obstore.get(objects, path).bytes().to_bytes())
+            return self._insist("read", path, read)
         except FileNotFoundError:
             return None
 
@@ -100,10 +108,11 @@ class Store:
 
     def put(self, path: str, data: bytes) -> None:
         """Writes an object whose name follows from its content, atomically; a second time changes nothing."""
+        if self._files:
+            return self._insist("write", path, partial(self._files.write, path, data))
         # In one piece: parts of an upload that was cut short stay with a server, and no listing shows them.
         multipart = len(data) > MAX_PIECE
         self._insist("write", path, lambda: obstore.put(self._uploader(len(data)), path, data, use_multipart=multipart))
-        self._sync(path)
 
     def create(self, path: str, data: bytes) -> bool:
         """Writes an object unless one of that name is there; False then. Of several writers, one gets True.
@@ -127,31 +136,28 @@ class Store:
             _PROVEN.add(self.uri)
 
     def _create(self, path: str, data: bytes) -> bool:
+        if self._files:
+            return self._insist("write", path, partial(self._files.create, path, data))
         deadline = time.monotonic() + location.TIMEOUT_S
         while True:
             try:
                 self._insist("write", path, lambda: obstore.put(self._uploader(len(data)), path, data, mode="create"))
-                break
+                return True
             except AlreadyExistsError as error:
-                there = None if self.is_local else self.find(path)
-                if self.is_local or there not in (None, data):
-                    return False
-                if there == data:
-                    break
+                there = self.find(path)
+                if there is not None:
+                    return there == data
                 if time.monotonic() > deadline:
                     raise self._failed("write", path, error) from None
                 time.sleep(PAUSE_S)  # a server says so too of a write that it has not decided on yet
-        self._sync(path)
-        return True
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Sizes in bytes of all objects under a folder, by path."""
-        objects = self._readable()
-        if objects is None:
-            return {}
 
         def collect() -> dict[str, int]:
-            batches = obstore.list(objects, folder or None, chunk_size=1000)
+            if self._files:
+                return self._files.sizes(folder)
+            batches = obstore.list(self._remote, folder or None, chunk_size=1000)
             return {entry["path"]: entry["size"] for batch in batches for entry in batch}
 
         try:
@@ -161,32 +167,34 @@ class Store:
 
     def delete(self, paths: Iterable[str]) -> None:
         """Deletes objects, in this order; those already gone are no error."""
-        if not self.is_local:
+        if self._objects:
             doomed = list(paths)
             try:
                 if doomed:
-                    self._insist("delete", doomed[0], lambda: obstore.delete(self._writable(), doomed))
+                    self._insist("delete", doomed[0], lambda: obstore.delete(self._remote, doomed))
                 return
             except FileNotFoundError:
                 paths = doomed  # some kinds of server say so of any that is gone: one by one then
+        delete = self._files.delete if self._files else partial(obstore.delete, self._remote)
         for path in paths:
             with suppress(FileNotFoundError):
-                self._insist("delete", path, partial(obstore.delete, self._writable(), path))
+                self._insist("delete", path, partial(delete, path))
 
     def sweep_unfinished(self) -> None:
         """Removes what processes killed within a write left: probes, and local files that no listing shows."""
-        self.delete(self.sizes(PROBES))
-        for path in self.unfinished():
-            name = path.relative_to(self.uri).as_posix()
-            self._insist("delete", name, partial(path.unlink, missing_ok=True))
+        self.delete([*self.sizes(PROBES), *self.unfinished()])
 
-    def unfinished(self) -> list[Path]:
+    def unfinished(self) -> list[str]:
         """Local files of samples, weights and probes that processes, at work or killed, have begun to write."""
-        if not self.is_local:
+        if (files := self._files) is None:
             return []
-        inside = [path for folder in (FEATURES, "slices", "stages") for path in Path(self.uri, folder).rglob("*#*")]
+        ages = {folder: self._insist("list", folder, partial(files.unfinished, folder)) for folder in UNFINISHED}
         # Whoever takes a request probes without the lease: what is being written now is not to be swept.
-        return inside + [path for path in Path(self.uri, PROBES).glob("*#*") if _age_s(path) > OLD_S]
+        return [path for folder, found in ages.items() for path in found if folder != PROBES or found[path] > OLD_S]
+
+    def irregular(self) -> dict[str, str]:
+        """What is neither file nor folder in a local folder, by path: what it is. It is neither read nor followed."""
+        return self._insist("list", "", self._files.irregular) if self._files else {}
 
     def numbers(self, folder: str, after: int = 0) -> list[int]:
         """Numbers, above `after`, of the objects of a numbered series, ascending."""
@@ -195,18 +203,12 @@ class Store:
 
     def _names(self, folder: str, after: int) -> Iterable[str]:
         """Names of files in a folder, those of a number up to `after` possibly left out."""
-        objects = self._readable()
-        if objects is None:
-            return []
-        if self.is_local:
-            try:
-                return self._insist("list", folder, lambda: os.listdir(Path(self.uri, folder)))
-            except FileNotFoundError:
-                return []
 
         def collect() -> list[str]:
+            if self._files:
+                return self._files.names(folder)
             offset = f"{folder}/{after:0{DIGITS}d}." if after else None
-            batches = obstore.list(objects, folder, offset=offset, chunk_size=1000)
+            batches = obstore.list(self._remote, folder, offset=offset, chunk_size=1000)
             return [entry["path"].removeprefix(f"{folder}/") for batch in batches for entry in batch]
 
         return self._insist("list", folder, collect)
@@ -264,34 +266,28 @@ class Store:
             rule = f"is a {kind.__name__} that belongs at {record.path}: objects were swapped"
         raise StoreError(self.where(path), "", rule, damaged(path))
 
-    def _readable(self) -> obstore.store.ObjectStore | None:
-        """None for a local folder that is not there: it holds no object, until this or another process puts one."""
-        if self._objects is None:
-            if not self.is_local:
-                self._objects = open_remote(self.uri)
-            elif Path(self.uri).exists():
-                self._objects = self._open_local(create=False)
-        return self._objects
-
-    def _writable(self) -> obstore.store.ObjectStore:
-        if self._objects is None:
-            self._objects = self._open_local(create=True)
+    @property
+    def _remote(self) -> obstore.store.ObjectStore:
+        assert self._objects  # where it is no folder
         return self._objects
 
     def _uploader(self, size: int) -> obstore.store.ObjectStore:
         """The objects, with time enough to write so many bytes at a megabyte a second."""
-        if self.is_local or size <= SMALL:
-            return self._writable()
+        if size <= SMALL:
+            return self._remote
         seconds = 1 << (size // SMALL).bit_length()
         if seconds not in self._uploaders:
             self._uploaders[seconds] = open_remote(self.uri, seconds * SMALL / 1e6)
         return self._uploaders[seconds]
 
-    def _open_local(self, *, create: bool) -> obstore.store.ObjectStore:
-        try:
-            return open_local(self.uri, create=create)
-        except (BaseError, ValueError, OSError) as error:
-            raise self._failed("open", "", error) from None
+    def _check_size(self, path: str, size: int) -> None:
+        """Passes an object of a size that its kind may have.
+
+        Raises:
+            StoreError: it may not; nothing was read.
+        """
+        if rule := bounds.refusal(path, size):
+            raise StoreError(self.where(path), "", rule, damaged(path))
 
     def _insist(self, verb: str, path: str, request: Callable[[], Result]) -> Result:
         """Makes a request, and again while a server fails for what may be a passing reason.
@@ -323,33 +319,9 @@ class Store:
                 return result
             time.sleep(PAUSE_S)
 
-    def _sync(self, path: str) -> None:
-        """Brings a local object and the folders that name it to the disk: what is acknowledged survives a power cut."""
-        if self.is_local:
-            file = Path(self.uri, path)
-            for place in (file, file.parent, file.parent.parent):
-                with suppress(FileNotFoundError):  # removed meanwhile, by whoever swept it
-                    self._insist("write", path, partial(_sync, place))
-
     def _failed(self, verb: str, path: str, error: BaseException) -> StoreError:
         where = self.where(path) if path else without_options(self.uri)
         return StoreError(where, "", f"cannot {verb} it: {location.reason(error)}", location.remedy(error))
-
-
-def _age_s(path: Path) -> float:
-    """For how many seconds a file has been as it is; 0 where it is gone."""
-    try:
-        return time.time() - path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
-
-
-def _sync(place: Path) -> None:
-    handle = os.open(place, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 if "RAY_SISA_CRASH_AT" in os.environ:
