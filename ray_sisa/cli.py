@@ -21,6 +21,7 @@ from ray_sisa import cli_attack, ids, printing, printing_measures
 from ray_sisa.answer import Answer
 from ray_sisa.approximate.methods import METHODS, make_method
 from ray_sisa.command import (
+    AllowModels,
     AsJson,
     Quiet,
     RunnerOption,
@@ -121,6 +122,7 @@ def unlearn(
     runner: RunnerOption = _Runner.ray,
     wait: Wait = None,
     quiet: Quiet = False,
+    allow_models: AllowModels = None,
     as_json: AsJson = False,
 ) -> Answer:
     """Complete all pending requests: retrain what they touch, and purge what saw the samples."""
@@ -151,6 +153,7 @@ def approximate(
     runner: RunnerOption = _Runner.ray,
     wait: Wait = 60.0,
     quiet: Quiet = False,
+    allow_models: AllowModels = None,
     as_json: AsJson = False,
 ) -> Answer:
     """Make an approximately unlearned model of a run of one shard and one slice, to compare with. Deletes nothing."""
@@ -186,6 +189,7 @@ def evaluate(
     roc: Annotated[bool, typer.Option("--roc", help="ROC curves in the JSON.")] = False,
     overrides: SetScaling = None,
     runner: RunnerOption = _Runner.ray,
+    allow_models: AllowModels = None,
     as_json: AsJson = False,
 ) -> Answer:
     """Measure the ensemble in force: accuracies, and what a membership attacker can tell."""
@@ -212,6 +216,7 @@ def verify(
     ] = None,
     overrides: SetScaling = None,
     runner: RunnerOption = _Runner.ray,
+    allow_models: AllowModels = None,
     as_json: AsJson = False,
 ) -> Answer:
     """Train stages again and compare them with the store, bit for bit. Exits with 1 if any differs."""
@@ -232,6 +237,7 @@ def check(
     runner: RunnerOption = _Runner.ray,
     wait: Wait = None,
     quiet: Quiet = False,
+    allow_models: AllowModels = None,
     as_json: AsJson = False,
 ) -> Answer:
     """Read every object of a run and say what is damaged, missing or must not exist. Exits with 1 if any is."""
@@ -265,6 +271,7 @@ def plan(
     samples_from: SamplesFile = None,
     subjects_from: SubjectsFile = None,
     overrides: Set = None,
+    allow_models: AllowModels = None,
     as_json: AsJson = False,
 ) -> Answer:
     """Say what training or a deletion would cost. Writes nothing.
@@ -294,6 +301,7 @@ def predict(
     run: RunUri,
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Image, .npy, .npz or .parquet files.")],
     aggregation: Aggregation = _Aggregation.mean,
+    allow_models: AllowModels = None,
     as_json: AsJson = False,
 ) -> Answer:
     """Ask the ensemble in force about images or feature vectors."""

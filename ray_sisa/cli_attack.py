@@ -11,7 +11,17 @@ import typer
 
 from ray_sisa import printing_measures
 from ray_sisa.answer import Answer
-from ray_sisa.command import AsJson, Command, Quiet, RunnerChoice, RunnerOption, RunUri, SetScaling, open_run
+from ray_sisa.command import (
+    AllowModels,
+    AsJson,
+    Command,
+    Quiet,
+    RunnerChoice,
+    RunnerOption,
+    RunUri,
+    SetScaling,
+    open_run,
+)
 from ray_sisa.config import Columns, DataConfig
 from ray_sisa.config_values import load_config
 from ray_sisa.errors import ConfigError
@@ -89,6 +99,7 @@ def inversion(
     overrides: SetScaling = None,
     runner: RunnerOption = RunnerChoice.ray,
     quiet: Quiet = False,
+    allow_models: AllowModels = None,
     as_json: AsJson = False,
 ) -> Answer:
     """Reconstruct images from what a split network sends from a device to a server. Changes no model."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from ray_sisa import ids, printing
+from ray_sisa import ids, model_code, printing
 from ray_sisa.answer import Answer
 from ray_sisa.config_values import override
 from ray_sisa.errors import ConfigError, RequestError, SisaError
@@ -33,6 +33,7 @@ class Command(TyperCommand):
     def invoke(self, ctx: Any) -> None:
         """Runs it once."""
         as_json = ctx.params["as_json"]
+        model_code.allow(ctx.params.get("allow_models") or ())
         try:
             # Whatever a library or a user's model prints must not mix with the answer.
             with redirect_stdout(sys.stderr), graceful():
@@ -74,6 +75,14 @@ SetScaling = Annotated[
     ),
 ]
 
+AllowModels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-model",
+        metavar="PACKAGE.MODULE:FUNCTION",
+        help="Import this network if the run names it: code of whoever made the run. Repeatable.",
+    ),
+]
 Wait = Annotated[
     float | None,
     typer.Option(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ray_sisa import creation, overlap, preprocessing, retention
+from ray_sisa import creation, model_code, overlap, preprocessing, retention
 from ray_sisa.clock import now
 from ray_sisa.config import RunConfig, TrainingRecipe, epochs_by_slice
 from ray_sisa.data import Dataset
@@ -88,9 +88,10 @@ def resolve_recipe(
 
     epochs = epochs_by_slice(config.recipe, config.placement.slices)
     noise = noise_multiplier(config, sizes, epochs)
+    model_code.allow([config.recipe.model])  # it is the caller's own configuration
     training = TrainingRecipe(
         recipe=config.recipe,
-        model_code=models.code_digest(config.recipe.model),
+        model_code=model_code.digest(config.recipe.model),
         initial_weights=None,
         num_classes=dataset.num_classes,
         image_shape=dataset.train.shape,

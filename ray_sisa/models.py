@@ -8,18 +8,15 @@ operations that are deterministic on CUDA.
 from __future__ import annotations
 
 import difflib
-import importlib
-import inspect
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ray_sisa import model_code
 from ray_sisa.config import TrainingRecipe
-from ray_sisa.digests import digest_bytes
 from ray_sisa.errors import ConfigError
 from ray_sisa.private_network import make_private
 from ray_sisa.split_convnet import SPLIT_CONVNETS
@@ -35,24 +32,22 @@ def build(training: TrainingRecipe) -> nn.Module:
     layers are replaced: see `private_network`.
 
     Raises:
-        ConfigError: an unknown name, data that the network does not take, a function that fails, or one whose source
-            is not what the run was created with.
+        ConfigError: an unknown name, data that the network does not take, a function that fails, one that the caller
+            has not allowed, or one whose source is not what the run was created with.
     """
-    if training.model_code is not None and training.model_code != code_digest(training.recipe.model):
-        rule = "its source changed since the run was created, so its stages would be others"
-        raise ConfigError(_FIELD, training.recipe.model, rule, "Restore the source, or create a new run")
-    model = _build(training.recipe.model, _network_shape(training), training.num_classes)
+    model = _build(training, _network_shape(training))
     # A frozen backbone sees samples one by one, and only its head trains.
     return make_private(model) if training.recipe.dp and not training.is_frozen else model
 
 
-def _build(name: str, shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    kind, colon, rest = name.partition(":")
-    if not colon:
-        return _build_registered(name, shape, num_classes)
-    if kind == "torchvision":
-        return _build_torchvision(rest, shape, num_classes)
-    return _build_custom(name, shape, num_classes)
+def _build(training: TrainingRecipe, shape: tuple[int, ...]) -> nn.Module:
+    name, num_classes = training.recipe.model, training.num_classes
+    if model_code.is_own(name):
+        return _build_custom(name, training.model_code, shape, num_classes)
+    _, colon, of_torchvision = name.partition(":")
+    if colon:
+        return _build_torchvision(of_torchvision, shape, num_classes)
+    return _build_registered(name, shape, num_classes)
 
 
 def head(model: nn.Module) -> str:
@@ -69,25 +64,6 @@ def head(model: nn.Module) -> str:
         remedy = "Leave out backbone_lr and give weights for as many classes, or choose a network that ends in one"
         raise ConfigError(_FIELD, type(model).__name__, rule, remedy)
     return names[-1]
-
-
-def code_digest(name: str) -> str | None:
-    """Digest of the source of the module that holds a `package.module:function` network; None for all others.
-
-    Modules which that one imports are not covered.
-
-    Raises:
-        ConfigError: a module that cannot be imported or has no readable source.
-    """
-    module_name, colon, _ = name.partition(":")
-    if not colon or module_name == "torchvision":
-        return None
-    try:
-        source = inspect.getsource(_import(name, module_name))
-    except (OSError, TypeError) as error:
-        rule = f"module {module_name} has no readable source: {error}"
-        raise ConfigError(_FIELD, name, rule, "Keep the network in a .py file") from None
-    return digest_bytes(source.encode())
 
 
 def _network_shape(training: TrainingRecipe) -> tuple[int, ...]:
@@ -296,9 +272,9 @@ def _torchvision_models(given: str) -> Any:
 # --- networks of the user's
 
 
-def _build_custom(name: str, shape: tuple[int, ...], num_classes: int) -> nn.Module:
+def _build_custom(name: str, digest: str | None, shape: tuple[int, ...], num_classes: int) -> nn.Module:
     module_name, _, function_name = name.partition(":")
-    function = getattr(_import(name, module_name), function_name, None)
+    function = getattr(model_code.load(name, digest), function_name, None)
     if not callable(function):
         rule = f"module {module_name} has no function {function_name!r}"
         raise ConfigError(_FIELD, name, rule, "Name it as package.module:function")
@@ -311,12 +287,3 @@ def _build_custom(name: str, shape: tuple[int, ...], num_classes: int) -> nn.Mod
         rule = f"{call} returned {type(model).__name__}"
         raise ConfigError(_FIELD, name, rule, "It must return a torch.nn.Module")
     return model
-
-
-def _import(name: str, module_name: str) -> ModuleType:
-    try:
-        return importlib.import_module(module_name)
-    except Exception as error:  # importing runs the user's code, which may raise anything
-        rule = f"module {module_name!r} cannot be imported: {type(error).__name__}: {error}"
-        remedy = "Check the name, and that the module is on PYTHONPATH wherever the run works"
-        raise ConfigError(_FIELD, name, rule, remedy) from error

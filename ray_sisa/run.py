@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ray_sisa import approximations, data, heads, ids, local_path
+from ray_sisa import approximations, data, heads, ids, local_path, model_code
 from ray_sisa.approximate.methods import AnyMethod
 from ray_sisa.census import Census, Found
 from ray_sisa.certificates import read_certificates
@@ -60,17 +60,15 @@ class Run:
             ConfigError: another configuration holds the name; the differing fields are listed.
             DataError: the samples break a rule.
         """
+        model_code.allow([config.recipe.model])
         store = Store(join_run(config.storage_path, config.name))
-        record = store.find_record(RUN, RunRecord)
-        if record is None:
+        if (record := store.find_record(RUN, RunRecord)) is None:
             local_path.check_written_out(config)
             record = ingest(store, config, dataset or data.load(config.data))
         differing = differing_fields(record.config, config)
         if differing:
             rule = "is there with another configuration; these differ: " + ", ".join(differing)
-            raise ConfigError(
-                "name", config.name, rule, "Choose another name, or give the configuration it was made with"
-            )
+            raise ConfigError("name", config.name, rule, "Choose another name, or give the configuration of that run")
         changed = {name: getattr(config, name) for name in ("scaling", "evaluation", "purge")}
         return cls(store, record.changed(config.recipe.on_divergence, changed))
 
@@ -81,19 +79,21 @@ class Run:
         scaling: Scaling | None = None,
         purge: PurgeConfig | None = None,
         on_divergence: OnDivergence | None = None,
+        allow_models: Iterable[str] = (),
     ) -> Run:
         """Opens the run at `storage_path/name`.
 
         Args:
             uri: a folder or URI.
             scaling, purge, on_divergence: in place of what the run was made with; hold in this object alone.
+            allow_models: `package.module:function` networks that this process may import where a run names them.
 
         Raises:
             StoreError: there is none.
         """
+        model_code.allow(allow_models)
         store = Store(uri)
-        record = store.find_record(RUN, RunRecord)
-        if record is None:
+        if (record := store.find_record(RUN, RunRecord)) is None:
             raise StoreError("run", store.uri, "has no run", NO_RUN)
         return cls(store, record.changed(on_divergence, {"scaling": scaling, "purge": purge}))
 
@@ -398,4 +398,5 @@ class Run:
         return [self.store.read(stage_record(key), StageRecord) for key in keys]
 
     def _runner(self, runner: RunnerName | Runner) -> OpenRunner:
-        return lambda: open_runner(runner, self.record.config.scaling)
+        config = self.record.config
+        return lambda: open_runner(runner, config.scaling, config.recipe.model)

@@ -17,6 +17,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
+from ray_sisa import model_code
 from ray_sisa.config import Scaling
 from ray_sisa.engine.losses import killed_for_memory, lost
 from ray_sisa.engine.mapping import JobNews, Lost, Raised, Said
@@ -43,8 +44,14 @@ class ShardWorker:
 
         return _node_id()
 
-    def work(self, number: int, gpu_fraction: float, function: Callable[..., Any], *arguments: Any) -> Iterator[Any]:
-        """Where, then what `function(*arguments)` tells, then its result; keeps to its part of a shared GPU."""
+    def work(
+        self, number: int, gpu_fraction: float, models: frozenset[str], function: Callable[..., Any], *arguments: Any
+    ) -> Iterator[Any]:
+        """Where, then what `function(*arguments)` tells, then its result; keeps to its part of a shared GPU.
+
+        It may import the networks by these names, which its driver may import.
+        """
+        model_code.allow(models)
         node: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         yield Placed(number=number, node=node, node_id=_node_id(), pid=os.getpid())
         if 0 < gpu_fraction < 1:
@@ -109,7 +116,7 @@ class RayPool:
         """Hands `function(*arguments)` to a free worker; `poll` says what it tells, and then what it returns."""
         worker = self._free[-1]  # among the free until it has work, so that an error before that loses none
         call: Any = worker.actor.work
-        stream = call.remote(number, self.scaling.num_gpus, function, *arguments)
+        stream = call.remote(number, self.scaling.num_gpus, model_code.allowed(), function, *arguments)
         self._flights[stream] = _Flight(number=number, worker=worker)
         self._free.pop()
 

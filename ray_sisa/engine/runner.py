@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
+from ray_sisa import model_code
 from ray_sisa.config import Scaling
 from ray_sisa.engine.work import ChainWork, Ending, Event
 
@@ -129,12 +130,19 @@ OpenRunner = Callable[[], AbstractContextManager[Runner]]
 
 
 @contextmanager
-def open_runner(runner: RunnerName | Runner, scaling: Scaling) -> Iterator[Runner]:
+def open_runner(runner: RunnerName | Runner, scaling: Scaling, model: str = "") -> Iterator[Runner]:
     """A runner for the length of the block: made and closed for a name, used and left open if it is one already.
 
+    Args:
+        runner: or its name.
+        scaling: of one that is made.
+        model: the network that the work needs, if any: where it may not be imported, no cluster is joined for nothing.
+
     Raises:
+        ConfigError: the network is code that nobody here has allowed.
         ResourcesError: no node of the cluster can hold a worker.
     """
+    model_code.check_allowed(model)
     made = _make(runner, scaling) if isinstance(runner, str) else None
     try:
         yield made or runner  # type: ignore[misc]

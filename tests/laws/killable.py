@@ -23,6 +23,7 @@ class Killable:
 
     def __enter__(self) -> Self:
         environment = os.environ | {"RAY_SISA_LEASE_S": str(LEASE_S), "PYTHONPATH": os.pathsep.join(sys.path)}
+        environment["RAY_SISA_ALLOW_MODELS"] = "small_runs:dropout_network"
         self._process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )

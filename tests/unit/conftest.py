@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ray_sisa import model_code
 from ray_sisa.config import Recipe, TrainingRecipe
 from ray_sisa.samples import Samples, make_samples
 from ray_sisa.store import Store
@@ -30,8 +31,10 @@ def make_training() -> Callable[..., TrainingRecipe]:
 
     def make(*, epochs: tuple[int, ...] = (1, 1, 1), **settings: Any) -> TrainingRecipe:
         shape = settings.pop("image_shape", (8, 8, 1))
+        model = settings.get("model", "mlp")
+        model_code.allow([model])
         of_data = {
-            "model_code": None,
+            "model_code": settings.pop("model_code", None) or model_code.digest(model),
             "initial_weights": None,
             "noise_multiplier": None,
             "num_classes": 3,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ray_sisa import backbone, models
+from ray_sisa import backbone, model_code, models
 from ray_sisa.backbone import Backbone
 from ray_sisa.config import TrainingRecipe
 from ray_sisa.errors import ConfigError
@@ -29,7 +29,7 @@ BY_PLACE = "small_runs:by_place_network"
 def frozen(make_training: MakeTraining, **settings: object) -> TrainingRecipe:
     settings = {"backbone": "frozen", "weights": "a file", **settings}
     name = str(settings["model"])
-    return make_training(model_code=models.code_digest(name), **settings)
+    return make_training(model_code=model_code.digest(name), **settings)
 
 
 def public_of(training: TrainingRecipe, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -50,6 +50,7 @@ def test_a_network_of_ones_own_trains_as_the_page_says_and_is_pinned(tmp_path: P
 
     network = tmp_path / "examples" / "network.py"
     network.write_text(network.read_text().replace("nn.ReLU()", "nn.GELU()"))
-    changed = run("verify", "runs/own", "--sample", "1", "--runner", "local")
+    verify = ("verify", "runs/own", "--sample", "1", "--runner", "local")
+    changed = run(*verify, "--allow-model", "examples.network:network")
     assert changed.returncode == 1
     assert "recipe.model = examples.network:network: its source changed since the run was created" in changed.stderr
