@@ -39,7 +39,7 @@ def check_options(uri: str, options: Mapping[str, str]) -> None:
             rule = f"has endpoint_override={value!r}, which must read HOST:PORT or http://HOST:PORT"
         elif name == "scheme" and value not in ("http", "https"):
             rule = f"has scheme={value!r}, which must be http or https"
-        elif name == "region" and not _REGION.fullmatch(value):
+        elif name == "region" and not (value and is_region(value)):
             rule = f"has region={value!r}, which must be a name such as us-east-1"
         else:
             continue
@@ -59,8 +59,13 @@ def check_environment() -> None:
             raise StoreError(name, value, "must read http://HOST:PORT or https://HOST", "Correct it, or unset it")
     for name in REGIONS:
         value = os.environ.get(name, "")
-        if value and not _REGION.fullmatch(value):
+        if not is_region(value):
             raise StoreError(name, value, "must be a name such as us-east-1", "Correct it, or unset it")
+
+
+def is_region(text: str) -> bool:
+    """Whether a text can be the name of a region; none is named by an empty one."""
+    return not text or _REGION.fullmatch(text) is not None
 
 
 def is_plain(url: str) -> bool:

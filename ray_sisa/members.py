@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ray_sisa import data
+from ray_sisa import data, stored_sources
 from ray_sisa.config import DataConfig
 from ray_sisa.errors import RequestError
 from ray_sisa.index import digest_rows
@@ -58,10 +58,13 @@ def select(
     """The members of an evaluation, and what is retained: of a forget set, read from its source, or of none.
 
     Raises:
-        RequestError: as `forget_and_retain`.
+        RequestError: as `forget_and_retain`; or the source is one that the run's record alone names, on a server of its
+            choice.
     """
     if shard_of is None:
         return training_members(run.store, run.record, run.live, ledger, constituents), None
+    if source is None:
+        stored_sources.check(run.record.config.data, run.store.uri)
     read = source or run.record.config.data
     exif = read.exif or run.record.config.data.exif  # read as the run was
     everything = data.load_training(read.model_copy(update={"exif": exif}), run.record.training.image_shape)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ray_sisa import approximations, data, heads, ids, local_path, model_code
+from ray_sisa import approximations, data, heads, ids, local_path, model_code, stored_sources
 from ray_sisa.approximate.methods import AnyMethod
 from ray_sisa.census import Census, Found
 from ray_sisa.certificates import read_certificates
@@ -61,6 +61,7 @@ class Run:
             DataError: the samples break a rule.
         """
         model_code.allow([config.recipe.model])
+        stored_sources.name(config.data)
         store = Store(join_run(config.storage_path, config.name))
         if (record := store.find_record(RUN, RunRecord)) is None:
             local_path.check_written_out(config)
