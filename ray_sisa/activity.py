@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Literal
 
-from ray_sisa.clock import now
+from ray_sisa.clock import Moment, now
 from ray_sisa.engine.runner import Placed
 from ray_sisa.engine.work import (
     ChainEnded,
@@ -57,7 +57,7 @@ class Activity(StoredRecord):
     """lease/activity.json: what the holder of a lease was doing."""
 
     holder: str
-    written_at: str
+    written_at: Moment
     stages_done: int
     stages: int
     passes_done: int

@@ -36,9 +36,10 @@ from ray_sisa.layout import (
     shard_index,
     test_object,
 )
+from ray_sisa.lease import find_lease
 from ray_sisa.ledger import EMPTY, Ledger
 from ray_sisa.live import LiveSet
-from ray_sisa.records import Certificate, Head, LeaseRecord, Request, RunRecord
+from ray_sisa.records import Certificate, Head, Request, RunRecord
 from ray_sisa.slices import samples_in
 from ray_sisa.stages import load_initial
 from ray_sisa.store import Store
@@ -302,7 +303,7 @@ class Records:
         for number in self._found.numbers(LEASES):
             with self._found.about(numbered(LEASES, number)):
                 # Its holder may renew or release it while this reads.
-                self._store.find_record(numbered(LEASES, number), LeaseRecord)
+                find_lease(self._store, number)
 
     def _activity(self) -> None:
         if ACTIVITY in self._found.sizes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING
 
-from ray_sisa.clock import now
+from ray_sisa.clock import Moment, now
 from ray_sisa.errors import DivergedError
 from ray_sisa.layout import divergence_record
 from ray_sisa.lineage import Chain, Stage
@@ -37,7 +37,7 @@ class DivergenceRecord(StoredRecord):
     """That was not finite."""
     seconds: float
     environment: Environment
-    recorded_at: str
+    recorded_at: Moment
 
     @property
     def path(self) -> str:

@@ -37,6 +37,10 @@ RUN = "run.json"
 LEDGER, SEGMENTS, HEADS, CERTIFICATES = "ledger", "segments", "heads", "certificates"
 LEASES, REPORTS, FEATURES, SPENT, SEALS = "lease", "reports", "features", "spent", "seals"
 PROBES = "probes"
+FOLDERS = (
+    *(LEDGER, SEGMENTS, HEADS, CERTIFICATES, LEASES, REPORTS, FEATURES, SPENT, SEALS, PROBES),
+    *("index", "initial", "slices", "stages", "test"),
+)
 ACTIVITY = f"{LEASES}/activity.json"
 DIGITS = 8  # numbered objects sort by name
 NUMBERED = re.compile(r"(\d+)\.jsonl?")

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ray_sisa.errors import BusyError, StoreError
-from ray_sisa.layout import LEASES, UNREACHABLE, numbered
+from ray_sisa.layout import LEASES, UNREACHABLE, damaged, numbered
 from ray_sisa.process import is_gone, this_process
 from ray_sisa.records import LeaseRecord
 from ray_sisa.store import Store
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 NUM_LOOKS, LOOK_S = 20, 0.1
 DURATION_S = float(os.environ.get("RAY_SISA_LEASE_S", "30"))  # how long a holder that falls silent has the run
+LONGEST_S = max(24 * 3600.0, 10 * DURATION_S)  # that ends later is no lease of a clock that is right
 PATIENCE = 1.2  # leases that the next one waits for it, unless told otherwise: clocks differ
 
 
@@ -56,7 +57,7 @@ class Lease:
         mine = self.record
         # The holder's own renewal may have come between the listing and this line: only a stranger's counts.
         if numbers and numbers[-1] > mine.number:
-            latest = self._store.find_record(numbered(LEASES, numbers[-1]), LeaseRecord)
+            latest = find_lease(self._store, numbers[-1])
             if latest and latest.holder != mine.holder:
                 raise BusyError("lease", latest.holder, "took over this run", "Run the command again")
 
@@ -175,7 +176,20 @@ def _take(store: Store, wait_s: float, duration_s: float) -> Lease:
 def _latest(store: Store) -> tuple[list[int], LeaseRecord | None]:
     """Numbers of all leases there are, and the last one."""
     numbers = store.numbers(LEASES)
-    return numbers, store.find_record(numbered(LEASES, numbers[-1]), LeaseRecord) if numbers else None
+    return numbers, find_lease(store, numbers[-1]) if numbers else None
+
+
+def find_lease(store: Store, number: int) -> LeaseRecord | None:
+    """A lease by its number, if it is there.
+
+    Raises:
+        StoreError: it is damaged, or would keep everybody from the run for longer than any holder asks for.
+    """
+    lease = store.find_record(numbered(LEASES, number), LeaseRecord)
+    if lease and _left_s(lease) > LONGEST_S:
+        rule = f"ends in {_left_s(lease) / 86400:,.0f} days, and a lease lasts for seconds"
+        raise StoreError(store.where(lease.path), "", rule, damaged(lease.path))
+    return lease
 
 
 def _is_over(lease: LeaseRecord) -> bool:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from ray_sisa.layout import HEADS, RUN
+
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 BELOW = os.O_NOFOLLOW | os.O_CLOEXEC
 MAX_DEPTH = 8  # twice what a run has
@@ -70,11 +72,14 @@ class LocalFiles:
     def delete(self, path: str) -> None:
         """Deletes a file, or a link and not what it leads to; and the folders that it leaves empty."""
         folder, name = _split(path)
-        with self._open(folder) as handles:
-            os.unlink(name, dir_fd=handles[-1])
-            with suppress(OSError):  # not empty
-                for parent, inner in reversed(list(zip(handles, folder, strict=False))):
-                    os.rmdir(inner, dir_fd=parent)
+        try:
+            with self._open(folder) as handles:
+                os.unlink(name, dir_fd=handles[-1])
+                with suppress(OSError):  # not empty
+                    for parent, inner in reversed(list(zip(handles, folder, strict=False))):
+                        os.rmdir(inner, dir_fd=parent)
+        except NotADirectoryError as error:  # what has the folder's name is a file, and none is in it
+            raise FileNotFoundError(*error.args) from None
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Sizes in bytes of all files under a folder, by path; without those that are still being written."""
@@ -144,6 +149,11 @@ class LocalFiles:
         for made in missing:
             _sync(made.parent)
         return os.open(self._root, FOLDER)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run, rather than one with a file of that name."""
+    return (folder / RUN).is_file() and any((folder / inner).is_dir() for inner in ("index", "stages", HEADS))
 
 
 def _enter(parent: int, path: str, make: bool) -> int:

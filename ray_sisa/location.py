@@ -268,6 +268,9 @@ def _check_uri(base: str, query: str) -> None:
         # Said without the value: it would stand in every log.
         rule = "holds credentials, which would be written down with the run"
         raise StoreError("storage_path", "", rule, "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE")
+    if "#" in base + query:
+        rule = "holds #, at which a URI ends: a name behind it would be lost, and all runs there be one"
+        raise StoreError("storage_path", base, rule, "Write it without # and what follows, which nothing ever read")
     for name, _ in parse_qsl(query, keep_blank_values=True):
         if name not in OPTIONS:
             rule = f"has the option {name!r}; known are {', '.join(OPTIONS)}"

@@ -63,10 +63,11 @@ def select(
     """
     if shard_of is None:
         return training_members(run.store, run.record, run.live, ledger, constituents), None
+    stored = run.record.config.data
     if source is None:
-        stored_sources.check(run.record.config.data, run.store.uri)
-    read = source or run.record.config.data
-    exif = read.exif or run.record.config.data.exif  # read as the run was
+        stored_sources.check(stored, run.store.uri)
+    read = source or stored.model_copy(update={"download": False})  # nothing is written where only a record says so
+    exif = read.exif or stored.exif  # read as the run was
     everything = data.load_training(read.model_copy(update={"exif": exif}), run.record.training.image_shape)
     return forget_and_retain(run.record, run.live, ledger, shard_of, everything)
 

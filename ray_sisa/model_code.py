@@ -27,7 +27,7 @@ from types import ModuleType
 
 from ray_sisa.digests import digest_bytes
 from ray_sisa.errors import ConfigError
-from ray_sisa.layout import HEADS, RUN
+from ray_sisa.local_files import is_run
 
 FIELD = "recipe.model"
 VARIABLE = "RAY_SISA_ALLOW_MODELS"
@@ -162,11 +162,7 @@ def _inside(name: str, places: Sequence[str]) -> ModuleSpec | None:
 def _run_around(place: Path) -> Path | None:
     """The folder of a run that a file lies in, as it is named or as its links lead."""
     around = {*place.absolute().parents, *place.resolve().parents, place.absolute(), place.resolve()}
-    return next(filter(_is_run, around), None)
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / RUN).is_file() and any((folder / inner).is_dir() for inner in (HEADS, "index", "stages"))
+    return next(filter(is_run, around), None)
 
 
 def _module(name: str) -> str:

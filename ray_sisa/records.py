@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from ray_sisa.approximate.methods import Method
+from ray_sisa.clock import Moment
 from ray_sisa.config import OnDivergence, RunConfig, TrainingRecipe
 from ray_sisa.defences import Noise
 from ray_sisa.digests import seal
@@ -73,7 +74,7 @@ class RunRecord(StoredRecord):
     """Of the index object of each shard: ids decide what a deletion means, so none may change."""
     fingerprint: str
     """Digest of all slice digests: the data set as it was at ingest."""
-    created_at: str
+    created_at: Moment
     test_samples_in_training: int | None = None
     """Test samples that are training samples too, by id or content; None where nobody counted, or there is no test."""
 
@@ -168,7 +169,7 @@ class StageRecord(StoredRecord):
     sample_passes: int
     seconds: float
     environment: Environment
-    committed_at: str
+    committed_at: Moment
 
     @property
     def path(self) -> str:
@@ -219,7 +220,7 @@ class PartialRecord(StoredRecord):
     state_digest: str
     """Digest of the file."""
     environment: Environment
-    saved_at: str
+    saved_at: Moment
 
     @property
     def path(self) -> str:
@@ -251,7 +252,7 @@ class Approximation(StoredRecord):
     weights_file_digest: str
     seconds: float
     environment: Environment
-    committed_at: str
+    committed_at: Moment
 
     @property
     def path(self) -> str:
@@ -283,7 +284,7 @@ class Head(WithExclusions):
     ensemble_digest: str
     previous: str | None
     """Digest of head n-1."""
-    created_at: str
+    created_at: Moment
 
     @property
     def path(self) -> str:
@@ -308,7 +309,7 @@ class Request(StoredRecord):
     places: tuple[Place, ...]
     previous: str | None
     """Digest of request n-1."""
-    created_at: str
+    created_at: Moment
 
     @property
     def path(self) -> str:
@@ -340,9 +341,9 @@ class Certificate(WithExclusions):
     """What training all samples, as they were at ingest, costs."""
     head: int
     ensemble_digest: str
-    requested_at: str
-    effective_at: str
-    completed_at: str
+    requested_at: Moment
+    effective_at: Moment
+    completed_at: Moment
     claim: str
     deleted_objects: Literal["gone", "kept", "unknown"] | None = None
     """Whether the store kept what was deleted, when the request was completed; None where nobody asked."""
@@ -405,7 +406,7 @@ class Charge(StoredRecord):
     noise_multiplier: float
     max_grad_norm: float
     noise: Noise
-    created_at: str
+    created_at: Moment
 
     @property
     def path(self) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ray_sisa import approximations, data, heads, ids, local_path, model_code, stored_sources
+from ray_sisa import approximations, data, heads, ids, local_path, model_code, siting, stored_sources
 from ray_sisa.approximate.methods import AnyMethod
 from ray_sisa.census import Census, Found
 from ray_sisa.certificates import read_certificates
@@ -65,9 +65,9 @@ class Run:
         store = Store(join_run(config.storage_path, config.name))
         if (record := store.find_record(RUN, RunRecord)) is None:
             local_path.check_written_out(config)
+            siting.check(store, config.name)
             record = ingest(store, config, dataset or data.load(config.data))
-        differing = differing_fields(record.config, config)
-        if differing:
+        if differing := differing_fields(record.config, config):
             rule = "is there with another configuration; these differ: " + ", ".join(differing)
             raise ConfigError("name", config.name, rule, "Choose another name, or give the configuration of that run")
         changed = {name: getattr(config, name) for name in ("scaling", "evaluation", "purge")}
@@ -196,8 +196,7 @@ class Run:
             runner: where.
         """
         wanted = sorted(set(shards)) if shards is not None else list(range(len(self.record.slices)))
-        unknown = [shard for shard in wanted if not 0 <= shard < len(self.record.slices)]
-        if unknown:
+        if unknown := [shard for shard in wanted if not 0 <= shard < len(self.record.slices)]:
             raise RequestError("shards", unknown, f"must be 0 to {len(self.record.slices) - 1}", "Correct the list")
         from ray_sisa.verify import verify  # needs torch, which most of what a run is asked does not
 

@@ -28,6 +28,7 @@ from ray_sisa.layout import (
     FEATURES,
     NUMBERED,
     PROBES,
+    RUN,
     damaged,
     divergence_record,
     kind_of,
@@ -166,17 +167,24 @@ class Store:
             return {}
 
     def delete(self, paths: Iterable[str]) -> None:
-        """Deletes objects, in this order; those already gone are no error."""
+        """Deletes objects, in this order; those already gone are no error.
+
+        Raises:
+            StoreError: they cannot be deleted, or another run is among them; none was then.
+        """
+        doomed = list(paths)
+        if inner := next((path for path in doomed if path.endswith(f"/{RUN}")), None):
+            rule = "is another run, in the folder of this one, which would remove it"
+            raise StoreError(self.where(inner), "", rule, "Move that run elsewhere, then run the same command again")
         if self._objects:
-            doomed = list(paths)
             try:
                 if doomed:
                     self._insist("delete", doomed[0], lambda: obstore.delete(self._remote, doomed))
                 return
             except FileNotFoundError:
-                paths = doomed  # some kinds of server say so of any that is gone: one by one then
+                pass  # some kinds of server say so of any that is gone: one by one then
         delete = self._files.delete if self._files else partial(obstore.delete, self._remote)
-        for path in paths:
+        for path in doomed:
             with suppress(FileNotFoundError):
                 self._insist("delete", path, partial(delete, path))
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from ray_sisa import stored_sources
 from ray_sisa.cli import app
 from ray_sisa.config import DataConfig
-from ray_sisa.errors import RequestError
+from ray_sisa.errors import DataError, RequestError
 from ray_sisa.run import Run
 
 
@@ -73,6 +73,16 @@ def test_a_source_of_the_record_gets_no_credentials_unless_the_caller_names_it(s
     with pytest.raises(Exception, match="cannot be opened"):
         Run.create(config).evaluate(forget=["digit-0001"], runner="local")
     assert len(server.heard) > heard
+
+
+def test_nothing_is_downloaded_to_where_a_record_says(tmp_path: Path) -> None:
+    data = {"source": "torchvision:MNIST", "root": str(tmp_path / "theirs"), "download": True, "train": None}
+    config = small_config(tmp_path, placement={"shards": 1, "slices": 1}, data=data | {"columns": {}})
+    run = Run.create(config, dataset=dataset(digits(0, 30)))
+    run.train(runner="local")
+    with pytest.raises(DataError, match=r"data\.root"):
+        Run.open(run.store.uri).evaluate(forget=["digit-0001"], runner="local")
+    assert not (tmp_path / "theirs").exists()
 
 
 OWN = "?endpoint_override=mine:9000&scheme=http"

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ray_sisa.clock import now
 from ray_sisa.config import Scaling, TrainingRecipe
 from ray_sisa.engine import turns
 from ray_sisa.engine.driver import run_chains
@@ -46,7 +47,7 @@ def record_of(stage: Stage) -> StageRecord:
         sample_passes=stage.sample_passes,
         seconds=0,
         environment=ENVIRONMENT,
-        committed_at="",
+        committed_at=now(),
     )
 
 
