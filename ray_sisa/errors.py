@@ -10,8 +10,11 @@
     └── TrainingError       a chain of stages ended without its last stage
         └── DivergedError   a loss or a weight of a stage is not a finite number
 
-Each names the field, the value met, the rule it breaks and the remedy, and survives pickling.
+Each names the field, the value met, the rule it breaks and the remedy, and survives pickling. None holds what a URI may
+have of credentials.
 """
+
+from ray_sisa.foreign_text import redacted
 
 
 class SisaError(Exception):
@@ -19,8 +22,9 @@ class SisaError(Exception):
 
     def __init__(self, field: str, value: object, rule: str, remedy: str = "") -> None:
         # Plain strings only: the arguments are what pickling hands to the constructor in another process.
-        self.field, self.value, self.rule, self.remedy = field, _shorten(value), rule, remedy
-        super().__init__(field, self.value, rule, remedy)
+        self.field, self.value = redacted(field), _shorten(value)
+        self.rule, self.remedy = redacted(rule), redacted(remedy)
+        super().__init__(self.field, self.value, self.rule, self.remedy)
 
     def __str__(self) -> str:
         met = f" = {self.value}" if self.value else ""
@@ -65,7 +69,7 @@ class DivergedError(TrainingError):
 
 
 def _shorten(value: object, limit: int = 400) -> str:
-    text = value if isinstance(value, str) else repr(value)
+    text = redacted(value if isinstance(value, str) else repr(value))
     if len(text) <= limit:
         return text
     # The whole is within the limit, so that pickling, which constructs anew, does not shorten it again.
