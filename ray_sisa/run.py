@@ -60,7 +60,7 @@ class Run:
             ConfigError: another configuration holds the name; the differing fields are listed.
             DataError: the samples break a rule.
         """
-        store = Store(join_run(config.storage_path, config.name))
+        store = Store(join_run(config.storage_path, config.name), config.storage_mode)
         record = store.find_record(RUN, RunRecord)
         if record is None:
             local_path.check_written_out(config)

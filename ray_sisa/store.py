@@ -19,7 +19,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from pydantic import ValidationError
 
-from ray_sisa import location, probe
+from ray_sisa import location, modes, probe
 from ray_sisa.digests import unseal
 from ray_sisa.errors import StoreError
 from ray_sisa.layout import (
@@ -53,16 +53,18 @@ _PROVEN: set[str] = set()  # stores that refuse to create what is there, as far 
 class Store:
     """Objects under one URI or folder, with atomic puts and conditional create. Survives pickling."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, mode: modes.StorageMode = "owner") -> None:
+        """Takes a folder or URI, and who may look into a folder that is yet to be made."""
         self.uri = resolve_uri(uri)
+        self._mode = mode
         self.is_local = self.uri.startswith("/")
         self._objects: obstore.store.ObjectStore | None = None
         self._outage = location.Outage()
         self._uploaders: dict[int, obstore.store.ObjectStore] = {}
         self._readable()
 
-    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
-        return (Store, (self.uri,))
+    def __reduce__(self) -> tuple[type[Store], tuple[str, modes.StorageMode]]:
+        return (Store, (self.uri, self._mode))
 
     def where(self, path: str) -> str:
         """An object as messages name it."""
@@ -289,6 +291,8 @@ class Store:
 
     def _open_local(self, *, create: bool) -> obstore.store.ObjectStore:
         try:
+            if create:
+                modes.make_folder(Path(self.uri), self._mode)
             return open_local(self.uri, create=create)
         except (BaseError, ValueError, OSError) as error:
             raise self._failed("open", "", error) from None
@@ -324,9 +328,14 @@ class Store:
             time.sleep(PAUSE_S)
 
     def _sync(self, path: str) -> None:
-        """Brings a local object and the folders that name it to the disk: what is acknowledged survives a power cut."""
+        """Brings a local object and the folders that name it to the disk: what is acknowledged survives a power cut.
+
+        They get the mode of the run's folder first.
+        """
         if self.is_local:
             file = Path(self.uri, path)
+            with suppress(FileNotFoundError):
+                self._insist("write", path, partial(modes.follow, Path(self.uri), file))
             for place in (file, file.parent, file.parent.parent):
                 with suppress(FileNotFoundError):  # removed meanwhile, by whoever swept it
                     self._insist("write", path, partial(_sync, place))
