@@ -104,6 +104,7 @@ def forget(
     subjects_from: SubjectsFile = None,
     reason: Annotated[str, typer.Option(help="Free text, kept with the request.")] = "",
     key: Annotated[str | None, typer.Option(help="Idempotency key: sent again, it is the same request.")] = None,
+    requester: Annotated[str, typer.Option(help="Who asks, kept with the request: its key is theirs alone.")] = "",
     ignore_unknown: Annotated[
         bool, typer.Option("--ignore-unknown", help="Pass over ids that the run never had.")
     ] = False,
@@ -111,7 +112,8 @@ def forget(
 ) -> Answer:
     """Acknowledge a deletion request. From then on no reader is served models of these samples."""
     named = named_ids(samples, subjects, samples_from, subjects_from)
-    return printing.forgotten(_open(run).forget(**named, reason=reason, key=key, ignore_unknown=ignore_unknown))
+    done = _open(run).forget(**named, reason=reason, key=key, ignore_unknown=ignore_unknown, requester=requester)
+    return printing.forgotten(done)
 
 
 @app.command(cls=_Command)

@@ -46,7 +46,7 @@ PASSED_ON = {
     ("parquet.py", "DataError"): {"data.train", "data.test", "inputs", COLUMN},
     ("samples.py", "DataError"): {"id", "subject"},
     ("ids.py", "RequestError"): {"samples", "subjects", "ids", "--from", "--subjects-from", "--forget"},
-    ("ids.py", AS_TEXT): {"id", "reason", "key"},
+    ("ids.py", AS_TEXT): {"id", "reason", "key", "requester"},
     ("uris.py", AS_TEXT): set(),  # of errors of several classes, whose fields others raise as well
     ("divergence.py", "DivergedError"): {"stage", "shard"},
     ("census.py", "RequestError"): {"unknown ids", "forget"},
