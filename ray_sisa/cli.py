@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -32,7 +32,6 @@ from ray_sisa.command import (
     SubjectIds,
     SubjectsFile,
     Wait,
-    listed,
     named_ids,
 )
 from ray_sisa.command import Command as _Command
@@ -41,6 +40,7 @@ from ray_sisa.command import open_run as _open
 from ray_sisa.config import DataConfig, RunConfig
 from ray_sisa.config_values import load_config
 from ray_sisa.errors import ConfigError, RequestError, SisaError
+from ray_sisa.readings import checker, listed
 
 if TYPE_CHECKING:
     from ray_sisa.engine.work import Event
@@ -111,8 +111,9 @@ def forget(
     as_json: AsJson = False,
 ) -> Answer:
     """Acknowledge a deletion request. From then on no reader is served models of these samples."""
-    named = named_ids(samples, subjects, samples_from, subjects_from)
-    done = _open(run).forget(**named, reason=reason, key=key, ignore_unknown=ignore_unknown, requester=requester)
+    opened = _open(run)
+    named = named_ids(opened, samples, subjects, samples_from, subjects_from)
+    done = opened.forget(**named, reason=reason, key=key, ignore_unknown=ignore_unknown, requester=requester)
     return printing.forgotten(done)
 
 
@@ -160,8 +161,8 @@ def approximate(
 
     scaling = [text for text in overrides or () if text.startswith("scaling.")]
     chosen = make_method(method, [text for text in overrides or () if text not in scaling])
-    named = named_ids(samples, subjects, samples_from, subjects_from)
     opened = _open(run, scaling)
+    named = named_ids(opened, samples, subjects, samples_from, subjects_from)
     known = {made.key for made in opened.approximations()}
     forget, of = named.get("samples", ()), named.get("subjects", ())
     with quietly(quiet):
@@ -193,7 +194,7 @@ def evaluate(
     """Measure the ensemble in force: accuracies, and what a membership attacker can tell."""
     opened = _open(run, overrides)
     found = opened.evaluate(
-        forget=None if forget is None else int(forget) if _is_number(forget) else ids.read("--forget", forget),
+        forget=None if forget is None else int(forget) if _is_number(forget) else _forget_set(opened, forget),
         source=None if source is None else _source(opened, source),
         aggregation=aggregation.value,
         runner=runner.value,
@@ -276,8 +277,7 @@ def plan(
     """
     from ray_sisa import planning
 
-    names = (samples, subjects, samples_from, subjects_from)
-    is_named = any(name is not None for name in names)
+    is_named = any(name is not None for name in (samples, subjects, samples_from, subjects_from))
     if requests is not None and is_named:
         raise RequestError("--requests", requests, "cannot be given with samples", "Give one of the two")
     if _is_config(target):
@@ -286,7 +286,8 @@ def plan(
         return printing.planned(planning.plan_config(load_config(target, overrides or ()), requests))
     run = _open(target, overrides)
     if is_named:
-        return printing.planned(planning.plan_forgetting(run, **named_ids(*names)))
+        named = named_ids(run, samples, subjects, samples_from, subjects_from)
+        return printing.planned(planning.plan_forgetting(run, **named))
     found = planning.plan_next(run) if requests is None else planning.plan_random_deletions(run, requests)
     return printing.planned(found)
 
@@ -363,6 +364,10 @@ def _numbers(option: str, text: str) -> list[int]:
     if not parts or not all(map(_is_number, parts)):
         raise RequestError(option, text, "must be whole numbers with commas between them", "For example 0,2")
     return [int(part) for part in parts]
+
+
+def _forget_set(run: Run, path: str) -> Iterable[str]:
+    return ids.read("--forget", path, checker(run, "--forget", by_subject=False))
 
 
 def _is_number(text: str) -> bool:

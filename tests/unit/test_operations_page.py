@@ -51,6 +51,7 @@ PASSED_ON = {
     ("divergence.py", "DivergedError"): {"stage", "shard"},
     ("census.py", "RequestError"): {"unknown ids", "forget"},
     ("cli.py", "RequestError"): {"--shards"},
+    ("readings.py", "RequestError"): {"--samples", "--subjects", "--from", "--subjects-from", "--forget"},
     ("inverting.py", "DataError"): {"public", "victims"},
     ("evaluation/inversion.py", "DataError"): {"reconstructed", "mean_image"},
 }
