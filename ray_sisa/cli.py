@@ -40,6 +40,7 @@ from ray_sisa.command import open_run as _open
 from ray_sisa.config import DataConfig, RunConfig
 from ray_sisa.config_values import load_config
 from ray_sisa.errors import ConfigError, RequestError, SisaError
+from ray_sisa.foreign_text import Formatter
 from ray_sisa.readings import checker, listed
 
 if TYPE_CHECKING:
@@ -70,7 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: of the program; by default those of this process.
     """
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Formatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("ray_sisa").setLevel(logging.INFO)
     # What it warns of is its cache of fonts, which it makes elsewhere, or anew, where it must.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)

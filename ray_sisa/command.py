@@ -18,6 +18,7 @@ from ray_sisa import ids, printing
 from ray_sisa.answer import Answer
 from ray_sisa.config_values import override
 from ray_sisa.errors import ConfigError, RequestError, SisaError
+from ray_sisa.foreign_text import escaped
 from ray_sisa.readings import checker, listed, otherwise
 from ray_sisa.strict_json import finite, to_json
 from ray_sisa.termination import TERMINATED, Terminated, graceful
@@ -49,7 +50,7 @@ class Command(TyperCommand):
         except Terminated:
             print("terminated: run the same command again to continue", file=sys.stderr)
             raise typer.Exit(TERMINATED) from None
-        print(to_json(finite(answer.fields)) if as_json else answer.text)
+        print(to_json(finite(answer.fields)) if as_json else escaped(answer.text, keep="\n"))
         if not answer.ok:
             raise typer.Exit(FAILED)
 

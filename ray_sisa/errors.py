@@ -14,11 +14,13 @@ Each names the field, the value met, the rule it breaks and the remedy, and surv
 have of credentials.
 """
 
-from ray_sisa.foreign_text import redacted
+from ray_sisa.foreign_text import escaped, redacted
 
 
 class SisaError(Exception):
-    """Base of all errors raised on purpose by this package."""
+    """Base of all errors raised on purpose by this package; as text it is one line that a terminal prints as it is."""
+
+    _keep = ""
 
     def __init__(self, field: str, value: object, rule: str, remedy: str = "") -> None:
         # Plain strings only: the arguments are what pickling hands to the constructor in another process.
@@ -27,8 +29,9 @@ class SisaError(Exception):
         super().__init__(self.field, self.value, self.rule, self.remedy)
 
     def __str__(self) -> str:
-        met = f" = {self.value}" if self.value else ""
-        return f"{self.field}{met}: {self.rule}" + (f". {self.remedy}" if self.remedy else "")
+        met = f" = {escaped(self.value)}" if self.value else ""
+        said = f"{self.rule}. {self.remedy}" if self.remedy else self.rule
+        return f"{escaped(self.field)}{met}: {escaped(said, self._keep)}"
 
 
 class ConfigError(SisaError):
@@ -56,7 +59,9 @@ class ResourcesError(SisaError):
 
 
 class TrainingError(SisaError):
-    """A chain of stages ended without its last stage."""
+    """A chain of stages ended without its last stage; the traceback of a worker keeps its lines."""
+
+    _keep = "\n"
 
 
 class DivergedError(TrainingError):

@@ -13,7 +13,6 @@ from typer.testing import CliRunner, Result
 
 from ray_sisa.cli import app
 from ray_sisa.readings import listed, otherwise
-
 from ray_sisa.run import Run
 from ray_sisa.samples import make_samples
 
