@@ -50,6 +50,7 @@ PASSED_ON = {
     ("uris.py", AS_TEXT): set(),  # of errors of several classes, whose fields others raise as well
     ("divergence.py", "DivergedError"): {"stage", "shard"},
     ("census.py", "RequestError"): {"unknown ids", "forget"},
+    ("array_files.py", "DataError"): {"inputs"},
     ("cli.py", "RequestError"): {"--shards"},
     ("readings.py", "RequestError"): {"--samples", "--subjects", "--from", "--subjects-from", "--forget"},
     ("inverting.py", "DataError"): {"public", "victims"},
