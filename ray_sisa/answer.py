@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ray_sisa.foreign_text import escaped
+
 DIGEST_SHOWN = 12
 
 
@@ -42,14 +44,14 @@ def head_rows(number: int, digest: str) -> list[tuple[str, str]]:
 
 
 def table(rows: Sequence[tuple[str, str]]) -> str:
-    """Labels, at least one, and beside each its value."""
+    """Labels, at least one, and beside each its value, on one line."""
     width = max(len(label) for label, _ in rows)
-    return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
+    return "\n".join(f"{label:<{width}}  {escaped(value)}" for label, value in rows)
 
 
 def columns(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Rows under a heading, each column as wide as its widest cell."""
-    lines = [heading, *rows]
+    lines = [heading, *([escaped(cell) for cell in row] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(heading))]
     padded = ("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)) for line in lines)
     return "\n".join(line.rstrip() for line in padded)

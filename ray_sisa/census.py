@@ -22,8 +22,9 @@ from ray_sisa.records import RunRecord
 Places = dict[tuple[int, int], list[str]]
 """Sample ids by (shard, slice), each list sorted."""
 
-NUM_EXAMPLES = 20
-NUM_NEAR = 3  # of them told in an error
+NUM_EXAMPLES = 20  # unknown names that are compared with those of the run
+NUM_TOLD, TOLD = 5, 40  # of them, and characters of each: a file that was named by mistake may hold anything
+NUM_NEAR = 3  # told in an error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,12 +68,12 @@ class Census:
                 unknown = self._mark(batch, named, by_subject=by_subject)
                 num_unknown += len(unknown)
                 if len(examples) < NUM_EXAMPLES:
-                    examples |= dict.fromkeys(map(_cut, unknown.unique()[:NUM_EXAMPLES].to_pylist()))
+                    examples |= dict.fromkeys(_cut(name) for name in unknown.unique()[:NUM_EXAMPLES].to_pylist())
         unknown_examples = tuple(examples)[:NUM_EXAMPLES]
         return Found(
             places=self._places(named),
             unknown=num_unknown,
-            unknown_examples=unknown_examples,
+            unknown_examples=tuple(_cut(name, TOLD) for name in unknown_examples[:NUM_TOLD]),
             near=near_ids.find(unknown_examples, self._known()) if unknown_examples else (),
         )
 
@@ -133,5 +134,5 @@ def _is_in(names: pa.StringArray, among: pa.StringArray) -> np.ndarray:
     return found
 
 
-def _cut(name: str) -> str:
-    return name if len(name) <= ids.SHOWN else f"{name[: ids.SHOWN - 3]}..."
+def _cut(name: str, limit: int = ids.SHOWN) -> str:
+    return name if len(name) <= limit else f"{name[: limit - 3]}..."

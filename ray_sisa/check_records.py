@@ -178,12 +178,13 @@ class Records:
 
     def _places(self) -> bool:
         """Whether requests name samples that are where they say: else a deletion would silently mean nothing."""
-        keys: dict[str, int] = {}
+        keys: dict[object, int] = {}
         named: dict[tuple[int, int], list[tuple[int, Set[str]]]] = {}
         broken: dict[int, str] = {}
         for request in self.ledger.requests:
-            if keys.setdefault(request.idempotency_key, request.number) != request.number:
-                broken[request.number] = f"has the idempotency key of request {keys[request.idempotency_key]}"
+            key = request.idempotency_key, request.scope
+            if keys.setdefault(key, request.number) != request.number:
+                broken[request.number] = f"has the idempotency key of request {keys[key]}"
             for place in request.places:
                 named.setdefault((place.shard, place.slice), []).append((request.number, set(place.samples)))
         for (shard, number), asked in named.items():

@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -33,7 +33,6 @@ from ray_sisa.command import (
     SubjectIds,
     SubjectsFile,
     Wait,
-    listed,
     named_ids,
 )
 from ray_sisa.command import Command as _Command
@@ -42,6 +41,8 @@ from ray_sisa.command import open_run as _open
 from ray_sisa.config import DataConfig, RunConfig
 from ray_sisa.config_values import load_config
 from ray_sisa.errors import ConfigError, RequestError, SisaError
+from ray_sisa.foreign_text import Formatter
+from ray_sisa.readings import checker, listed
 
 if TYPE_CHECKING:
     from ray_sisa.engine.work import Event
@@ -71,7 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: of the program; by default those of this process.
     """
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Formatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("ray_sisa").setLevel(logging.INFO)
     # What it warns of is its cache of fonts, which it makes elsewhere, or anew, where it must.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
@@ -105,14 +108,17 @@ def forget(
     subjects_from: SubjectsFile = None,
     reason: Annotated[str, typer.Option(help="Free text, kept with the request.")] = "",
     key: Annotated[str | None, typer.Option(help="Idempotency key: sent again, it is the same request.")] = None,
+    requester: Annotated[str, typer.Option(help="Who asks, kept with the request: its key is theirs alone.")] = "",
     ignore_unknown: Annotated[
         bool, typer.Option("--ignore-unknown", help="Pass over ids that the run never had.")
     ] = False,
     as_json: AsJson = False,
 ) -> Answer:
     """Acknowledge a deletion request. From then on no reader is served models of these samples."""
-    named = named_ids(samples, subjects, samples_from, subjects_from)
-    return printing.forgotten(_open(run).forget(**named, reason=reason, key=key, ignore_unknown=ignore_unknown))
+    opened = _open(run)
+    named = named_ids(opened, samples, subjects, samples_from, subjects_from)
+    done = opened.forget(**named, reason=reason, key=key, ignore_unknown=ignore_unknown, requester=requester)
+    return printing.forgotten(done)
 
 
 @app.command(cls=_Command)
@@ -161,8 +167,8 @@ def approximate(
 
     scaling = [text for text in overrides or () if text.startswith("scaling.")]
     chosen = make_method(method, [text for text in overrides or () if text not in scaling])
-    named = named_ids(samples, subjects, samples_from, subjects_from)
     opened = _open(run, scaling)
+    named = named_ids(opened, samples, subjects, samples_from, subjects_from)
     known = {made.key for made in opened.approximations()}
     forget, of = named.get("samples", ()), named.get("subjects", ())
     with quietly(quiet):
@@ -195,7 +201,7 @@ def evaluate(
     """Measure the ensemble in force: accuracies, and what a membership attacker can tell."""
     opened = _open(run, overrides)
     found = opened.evaluate(
-        forget=None if forget is None else int(forget) if _is_number(forget) else ids.read("--forget", forget),
+        forget=None if forget is None else int(forget) if _is_number(forget) else _forget_set(opened, forget),
         source=None if source is None else _source(opened, source),
         aggregation=aggregation.value,
         runner=runner.value,
@@ -281,8 +287,7 @@ def plan(
     """
     from ray_sisa import planning
 
-    names = (samples, subjects, samples_from, subjects_from)
-    is_named = any(name is not None for name in names)
+    is_named = any(name is not None for name in (samples, subjects, samples_from, subjects_from))
     if requests is not None and is_named:
         raise RequestError("--requests", requests, "cannot be given with samples", "Give one of the two")
     if _is_config(target):
@@ -291,7 +296,8 @@ def plan(
         return printing.planned(planning.plan_config(load_config(target, overrides or ()), requests))
     run = _open(target, overrides)
     if is_named:
-        return printing.planned(planning.plan_forgetting(run, **named_ids(*names)))
+        named = named_ids(run, samples, subjects, samples_from, subjects_from)
+        return printing.planned(planning.plan_forgetting(run, **named))
     found = planning.plan_next(run) if requests is None else planning.plan_random_deletions(run, requests)
     return printing.planned(found)
 
@@ -369,6 +375,10 @@ def _numbers(option: str, text: str) -> list[int]:
     if not parts or not all(map(_is_number, parts)):
         raise RequestError(option, text, "must be whole numbers with commas between them", "For example 0,2")
     return [int(part) for part in parts]
+
+
+def _forget_set(run: Run, path: str) -> Iterable[str]:
+    return ids.read("--forget", path, checker(run, "--forget", by_subject=False))
 
 
 def _is_number(text: str) -> bool:

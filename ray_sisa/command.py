@@ -18,6 +18,8 @@ from ray_sisa import ids, model_code, printing
 from ray_sisa.answer import Answer
 from ray_sisa.config_values import override
 from ray_sisa.errors import ConfigError, RequestError, SisaError
+from ray_sisa.foreign_text import escaped
+from ray_sisa.readings import checker, listed, otherwise
 from ray_sisa.strict_json import finite, to_json
 from ray_sisa.termination import TERMINATED, Terminated, graceful
 
@@ -49,7 +51,7 @@ class Command(TyperCommand):
         except Terminated:
             print("terminated: run the same command again to continue", file=sys.stderr)
             raise typer.Exit(TERMINATED) from None
-        print(to_json(finite(answer.fields)) if as_json else answer.text)
+        print(to_json(finite(answer.fields)) if as_json else escaped(answer.text, keep="\n"))
         if not answer.ok:
             raise typer.Exit(FAILED)
 
@@ -125,24 +127,22 @@ def open_run(uri: str, overrides: Sequence[str] | None = None) -> Run:
 
 
 def named_ids(
-    samples: str | None, subjects: str | None, samples_from: str | None, subjects_from: str | None
+    run: Run, samples: str | None, subjects: str | None, samples_from: str | None, subjects_from: str | None
 ) -> dict[str, Iterable[str]]:
     """The argument `samples` or `subjects` of `Run.forget` that one of the four options gives.
 
     Raises:
-        RequestError: none is given, or more than one.
+        RequestError: none is given, or more than one; or what is given can be read in two ways, both of them ids.
     """
     given = [value for value in (samples, subjects, samples_from, subjects_from) if value is not None]
     if len(given) != 1:
         rule = "exactly one of --samples, --subjects, --from and --subjects-from must be given"
         raise RequestError("request", ", ".join(given), rule, "Name what to forget in one way")
-    if samples_from is not None:
-        return {"samples": ids.read("--from", samples_from)}
-    if subjects_from is not None:
-        return {"subjects": ids.read("--subjects-from", subjects_from)}
-    return {"samples": listed(samples)} if samples is not None else {"subjects": listed(subjects or "")}
-
-
-def listed(text: str) -> list[str]:
-    """The parts of a text between its commas, those that are empty left out."""
-    return [part.strip() for part in text.split(",") if part.strip()]
+    kind = "samples" if samples is not None or samples_from is not None else "subjects"
+    path = subjects_from if samples_from is None else samples_from
+    if path is not None:
+        option = "--from" if kind == "samples" else "--subjects-from"
+        return {kind: ids.read(option, path, checker(run, option, by_subject=kind == "subjects"))}
+    text = samples or subjects or ""
+    checker(run, f"--{kind}", by_subject=kind == "subjects")(list(otherwise(text)))
+    return {kind: listed(text)}

@@ -25,6 +25,7 @@ from ray_sisa.data_config import DataConfig as DataConfig
 from ray_sisa.defences import DpConfig as DpConfig
 from ray_sisa.defences import Noise as Noise
 from ray_sisa.defences import NoPeek as NoPeek
+from ray_sisa.modes import StorageMode as StorageMode
 from ray_sisa.section import Section
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -227,10 +228,12 @@ class PurgeConfig(Section):
 class RunConfig(Section):
     """One run: its name, data, placement, recipe and scaling."""
 
-    added: ClassVar[tuple[str, ...]] = ("purge",)
+    added: ClassVar[tuple[str, ...]] = ("purge", "storage_mode")
 
     name: str = Field(pattern=NAME)
     storage_path: str = "./runs"
+    storage_mode: StorageMode = "owner"
+    """Who may look into the folder of a new run: its owner, or all of its group. Of buckets it says nothing."""
     data: DataConfig
     placement: PlacementConfig
     recipe: Recipe

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ray_sisa import omniglot, parquet, parquet_sources, torchvision_sets
+from ray_sisa import array_files, omniglot, parquet, parquet_sources, torchvision_sets
 from ray_sisa.config import Columns, DataConfig
 from ray_sisa.data_config import Exif
 from ray_sisa.errors import ConfigError, DataError
@@ -306,36 +305,12 @@ def _inputs(path: str, shape: tuple[int, ...], columns: Columns, exif: Exif | No
         return parquet.read_inputs(path, columns, shape, exif)
     try:
         if suffix in {".npy", ".npz"}:
-            array = _checked(_array(path), path, shape)
+            array = array_files.read_array(path, shape)
+            check_finite(array, "inputs", lambda row: f"{path}#{row}")
             return [f"{path}#{i}" for i in range(len(array))], array
-        content = Path(path).read_bytes()
+        content = array_files.read_bytes(path)
     except OSError as error:
         raise DataError("inputs", path, f"cannot be read: {error}", "Check the path") from error
     if len(shape) != 3:
         raise DataError("inputs", path, f"is an image, but {list(shape)} is expected", "Give feature vectors")
     return [path], Form.of_run(shape, exif).decode(content, path, shape)[None]
-
-
-def _array(path: str) -> np.ndarray:
-    """The one array of a .npy or .npz file."""
-    try:
-        loaded: Any = np.load(path, allow_pickle=False)  # a pickle could run code
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
-            names = list(loaded)
-            if len(names) == 1:
-                return np.asarray(loaded[names[0]])
-    except (ValueError, EOFError, KeyError) as error:
-        raise DataError("inputs", path, f"is no NumPy array: {error}", "Write it with numpy.save") from error
-    raise DataError("inputs", path, f"must hold one array, but holds {names}", "Save the one to predict alone")
-
-
-def _checked(array: np.ndarray, path: str, shape: tuple[int, ...]) -> np.ndarray:
-    dtype = "uint8" if len(shape) == 3 else "float32"
-    if array.dtype != dtype or array.shape[1:] != shape or len(array) == 0:
-        rule = f"must be {dtype} [N, {', '.join(map(str, shape))}] with N at least 1"
-        remedy = "Give pixels as they were stored, from 0 to 255" if dtype == "uint8" else "Convert the array"
-        raise DataError("inputs", f"{path}: {array.dtype} {list(array.shape)}", rule, remedy)
-    check_finite(array, "inputs", lambda row: f"{path}#{row}")
-    return array

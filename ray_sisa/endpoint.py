@@ -56,7 +56,8 @@ def check_environment() -> None:
     for name in VARIABLES:
         value = os.environ.get(name, "")
         if value and not (value.startswith(("http://", "https://")) and _is_url(value)):
-            raise StoreError(name, value, "must read http://HOST:PORT or https://HOST", "Correct it, or unset it")
+            shown = "" if "@" in value else value  # a password may hold anything, so none of it is repeated
+            raise StoreError(name, shown, "must read http://HOST:PORT or https://HOST", "Correct it, or unset it")
     for name in REGIONS:
         value = os.environ.get(name, "")
         if not is_region(value):

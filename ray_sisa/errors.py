@@ -10,21 +10,28 @@
     └── TrainingError       a chain of stages ended without its last stage
         └── DivergedError   a loss or a weight of a stage is not a finite number
 
-Each names the field, the value met, the rule it breaks and the remedy, and survives pickling.
+Each names the field, the value met, the rule it breaks and the remedy, and survives pickling. None holds what a URI may
+have of credentials.
 """
+
+from ray_sisa.foreign_text import escaped, redacted
 
 
 class SisaError(Exception):
-    """Base of all errors raised on purpose by this package."""
+    """Base of all errors raised on purpose by this package; as text it is one line that a terminal prints as it is."""
+
+    _keep = ""
 
     def __init__(self, field: str, value: object, rule: str, remedy: str = "") -> None:
         # Plain strings only: the arguments are what pickling hands to the constructor in another process.
-        self.field, self.value, self.rule, self.remedy = field, _shorten(value), rule, remedy
-        super().__init__(field, self.value, rule, remedy)
+        self.field, self.value = redacted(field), _shorten(value)
+        self.rule, self.remedy = redacted(rule), redacted(remedy)
+        super().__init__(self.field, self.value, self.rule, self.remedy)
 
     def __str__(self) -> str:
-        met = f" = {self.value}" if self.value else ""
-        return f"{self.field}{met}: {self.rule}" + (f". {self.remedy}" if self.remedy else "")
+        met = f" = {escaped(self.value)}" if self.value else ""
+        said = f"{self.rule}. {self.remedy}" if self.remedy else self.rule
+        return f"{escaped(self.field)}{met}: {escaped(said, self._keep)}"
 
 
 class ConfigError(SisaError):
@@ -52,7 +59,9 @@ class ResourcesError(SisaError):
 
 
 class TrainingError(SisaError):
-    """A chain of stages ended without its last stage."""
+    """A chain of stages ended without its last stage; the traceback of a worker keeps its lines."""
+
+    _keep = "\n"
 
 
 class DivergedError(TrainingError):
@@ -65,7 +74,7 @@ class DivergedError(TrainingError):
 
 
 def _shorten(value: object, limit: int = 400) -> str:
-    text = value if isinstance(value, str) else repr(value)
+    text = redacted(value if isinstance(value, str) else repr(value))
     if len(text) <= limit:
         return text
     # The whole is within the limit, so that pickling, which constructs anew, does not shorten it again.

@@ -28,7 +28,14 @@ class Forgotten:
 
 
 def acknowledge(
-    run: Run, *, samples: ids.Ids, subjects: ids.Ids, reason: str, key: str | None, ignore_unknown: bool
+    run: Run,
+    *,
+    samples: ids.Ids,
+    subjects: ids.Ids,
+    reason: str,
+    key: str | None,
+    ignore_unknown: bool,
+    requester: str = "",
 ) -> Forgotten:
     """Writes a request for samples and subjects into a run's ledger, once all of it is known to be right: see `Run`.
 
@@ -36,7 +43,7 @@ def acknowledge(
         RequestError: nothing is named, or names are unknown; nothing was written.
         StoreError: the ledger is not the one that the head in force respects.
     """
-    for name, text in (("reason", reason), ("key", key or "")):
+    for name, text in (("reason", reason), ("key", key or ""), ("requester", requester)):
         ids.as_text(text, name)
     found = run.locate(samples=samples, subjects=subjects)
     if not ignore_unknown:
@@ -53,7 +60,7 @@ def acknowledge(
     deleted = ledger.deleted()
     named = [(shard, sample) for (shard, _), here in found.places.items() for sample in here]
     gone = sum(sample in deleted.get(shard, ()) for shard, sample in named)
-    request = append(run.store, found.places, reason, key, ledger)
+    request = append(run.store, found.places, reason, key, ledger, requester)
     return Forgotten(
         request=request.number,
         samples=len(named) - gone,

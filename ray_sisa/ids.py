@@ -10,7 +10,7 @@ import itertools
 import json
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -61,7 +61,8 @@ def as_text(name: object, field: str = "id", kind: type[SisaError] = RequestErro
 def shown(name: str) -> str:
     """An id as messages show it: cut, and escaped wherever it would look like something else."""
     cut = name if len(name) <= SHOWN else f"{name[:SHOWN]}... ({len(name)} characters)"
-    return cut if cut.isprintable() and unicodedata.is_normalized("NFC", cut) else ascii(cut)
+    is_plain = cut.isprintable() and unicodedata.is_normalized("NFC", cut) and cut == cut.strip()
+    return cut if is_plain else ascii(cut)
 
 
 def batches(names: Ids, field: str = "ids") -> Iterator[pa.StringArray]:
@@ -86,28 +87,48 @@ def batches(names: Ids, field: str = "ids") -> Iterator[pa.StringArray]:
         yield _array(batch, field)
 
 
-def read(option: str, path: str) -> Iterator[str]:
+def read(option: str, path: str, check: Callable[[Sequence[str]], None] = lambda otherwise: None) -> Iterator[str]:
     """Ids in a file, one a line, blank lines and a byte order mark passed over; "-" is standard input.
 
     Spaces around an id are dropped. In a file that ends in .jsonl a line is a JSON string or integer, so an id may
     hold anything, newlines and spaces at its ends too. The file is read as the ids are taken.
 
+    Args:
+        option: that names the file, for errors.
+        path: of the file.
+        check: gets the lines from which spaces were dropped, as they stand, some at a time.
+
     Raises:
-        RequestError: a file that cannot be read, is not UTF-8, or has a line that is no id.
+        RequestError: a file that cannot be read, is not UTF-8, or has a line that is no id; what `check` raises.
     """
     parse = _parse_json if path.endswith(".jsonl") else _parse_text
     try:
         if path == "-":
-            yield from _parsed(sys.stdin.buffer, parse, option, path)
+            yield from _checked(_parsed(sys.stdin.buffer, parse, option, path), check)
             return
         with open(path, "rb") as file:
-            yield from _parsed(file, parse, option, path)
+            yield from _checked(_parsed(file, parse, option, path), check)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise RequestError(option, shown(path), f"cannot be read: {reason}", "Give a file with one id a line") from None
 
 
-def _parsed(file: BinaryIO, parse: _Parse, option: str, path: str) -> Iterator[str]:
+def _checked(lines: Iterable[tuple[str | None, str]], check: Callable[[Sequence[str]], None]) -> Iterator[str]:
+    """The ids, and to `check` those lines that were more than their id."""
+    otherwise: list[str] = []
+    for name, line in lines:
+        if name is not None:
+            yield name
+        if line != (name or ""):
+            otherwise.append(line)
+        if len(otherwise) == BATCH_IDS:
+            check(otherwise)
+            otherwise = []
+    check(otherwise)
+
+
+def _parsed(file: BinaryIO, parse: _Parse, option: str, path: str) -> Iterator[tuple[str | None, str]]:
+    """The id of each line, if it has one, and, of lines of text, the line as it stands."""
     for number in itertools.count(1):
         line = file.readline(MAX_LINE + 1)
         if not line:
@@ -115,11 +136,9 @@ def _parsed(file: BinaryIO, parse: _Parse, option: str, path: str) -> Iterator[s
         if len(line) > MAX_LINE:
             rule = f"has more than {MAX_LINE} bytes in line {number}"
             raise RequestError(option, shown(path), rule, "Give one id a line")
-        name = parse(
-            line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, f"{shown(path)}, line {number}", option
-        )
-        if name is not None:
-            yield name
+        line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        name = parse(line, f"{shown(path)}, line {number}", option)
+        yield name, (name or "") if parse is _parse_json else line.decode().rstrip("\r\n")
 
 
 def _parse_text(line: bytes, where: str, option: str) -> str | None:

@@ -7,8 +7,9 @@ unasked; turns photographs as their orientation tag says, unless told to ignore 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -57,8 +58,39 @@ def decode(
     except SisaError:
         raise
     except Exception as error:  # Pillow's decoders raise almost anything on bytes that are damaged
-        rule = f"is not a readable image: {type(error).__name__}: {error}"
-        raise DataError("image", name, rule, f"Give one of {', '.join(FORMATS)}, undamaged") from error
+        raise unreadable(name, error) from error
+
+
+def unreadable(name: str, error: Exception) -> DataError:
+    """The error to raise where reading an image raised this one."""
+    rule = f"is not a readable image: {type(error).__name__}: {error}"
+    return DataError("image", name, rule, f"Give one of {', '.join(FORMATS)}, undamaged")
+
+
+@contextmanager
+def listed_formats_alone() -> Iterator[None]:
+    """Has Pillow open images of `FORMATS` alone, and none that is too large: for libraries that open images themselves.
+
+    It holds for the whole process meanwhile.
+    """
+    from PIL import Image
+
+    usual = Image.open
+
+    def open_listed(file: Any, mode: Literal["r"] = "r", formats: object = None) -> Any:
+        image = usual(file, mode, FORMATS)
+        try:
+            _check_limit(image, str(file))
+        except DataError:
+            image.close()
+            raise
+        return image
+
+    Image.open = open_listed  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        Image.open = usual
 
 
 def to_array(

@@ -203,11 +203,6 @@ def kind_of(path: str) -> str:
     return f"stages/{Path(inner[1]).stem}"
 
 
-def shown(path: str) -> str:
-    """A path as messages show it: escaped where a terminal would take it for something else."""
-    return path if path.isprintable() else ascii(path)[1:-1]
-
-
 def damaged(path: str) -> str:
     """What to do about an object that is not what was written."""
     if kind_of(path) in REMADE:

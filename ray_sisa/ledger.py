@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 
 from ray_sisa.clock import now
-from ray_sisa.digests import END, digest_bytes, digest_json
+from ray_sisa.digests import END, digest_bytes
 from ray_sisa.errors import RequestError, StoreError
 from ray_sisa.layout import LEDGER, SEGMENTS, numbered, segment
 from ray_sisa.records import Place, Request
@@ -52,9 +52,10 @@ class Ledger:
         """The first slice of each shard of which requests after a number delete a sample that was live until then."""
         return first_slices(self.requests[after:up_to], self.deleted(after))
 
-    def with_key(self, idempotency_key: str) -> Request | None:
-        """The request that carries an idempotency key."""
-        return next((r for r in self.requests if r.idempotency_key == idempotency_key), None)
+    def same_as(self, request: Request) -> Request | None:
+        """The request that carries the idempotency key of this one, and means the same by it."""
+        key, scope = request.idempotency_key, request.scope
+        return next((r for r in self.requests if r.idempotency_key == key and r.scope == scope), None)
 
 
 EMPTY = Ledger(requests=(), digests=())
@@ -100,7 +101,12 @@ def read_ledger(store: Store, known: Ledger = EMPTY) -> Ledger:
 
 
 def append(
-    store: Store, places: Mapping[tuple[int, int], list[str]], reason: str, key: str | None, known: Ledger = EMPTY
+    store: Store,
+    places: Mapping[tuple[int, int], list[str]],
+    reason: str,
+    key: str | None,
+    known: Ledger = EMPTY,
+    requester: str = "",
 ) -> Request:
     """Appends a request and returns it; one with the same idempotency key is returned as it stands.
 
@@ -112,28 +118,31 @@ def append(
         reason: free text, kept with the request.
         key: idempotency key; by default a digest of the ids, so that sending the same request twice is one request.
         known: what the caller has read already.
+        requester: who asks; keys that one gives do not meet those of another.
 
     Raises:
-        RequestError: the key was used for other samples.
+        RequestError: the key was used for other samples, by the same requester.
     """
     named = tuple(Place(shard=s, slice=r, samples=tuple(sorted(ids))) for (s, r), ids in sorted(places.items()))
-    key = key or digest_json([place.samples for place in named])
     ledger = read_ledger(store, known)
     pauses = _pauses()
     while True:
-        there = ledger.with_key(key)
-        if there is not None:
-            return _same(there, named)
-        if ledger.position and ledger.position % SEGMENT == 0:
-            compact(store, ledger)
         request = Request(
             number=ledger.position + 1,
-            idempotency_key=key,
+            idempotency_key=key or "",
             reason=reason,
             places=named,
             previous=ledger.tip(),
             created_at=now(),
+            requester=requester,
         )
+        if not key:
+            request = request.model_copy(update={"idempotency_key": request.key_of_samples})
+        there = ledger.same_as(request)
+        if there is not None:
+            return _same(there, named)
+        if ledger.position and ledger.position % SEGMENT == 0:
+            compact(store, ledger)
         if store.create(numbered(LEDGER, request.number), request.to_bytes()):
             return request
         time.sleep(next(pauses))

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from ray_sisa import modes
 from ray_sisa.layout import HEADS, RUN
 
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -41,9 +42,9 @@ class IrregularFile(OSError):
 class LocalFiles:
     """The files below a folder, by their path in it. A method raises OSError or ValueError where it cannot do it."""
 
-    def __init__(self, root: str) -> None:
-        """Takes a folder without links in its own path; it need not be there yet."""
-        self._root = root
+    def __init__(self, root: str, mode: modes.StorageMode = "owner") -> None:
+        """Takes a folder without links in its own path; if it is not there yet, it is made with this mode."""
+        self._root, self._mode = root, mode
 
     def read(self, path: str, check: Callable[[int], None]) -> bytes:
         """The bytes of a file, once `check` has passed its size."""
@@ -145,7 +146,7 @@ class LocalFiles:
             if not make:
                 raise
         missing = [at for at in (Path(self._root), *Path(self._root).parents) if not at.exists()]
-        os.makedirs(self._root, exist_ok=True)
+        modes.make_folder(Path(self._root), self._mode)
         for made in missing:
             _sync(made.parent)
         return os.open(self._root, FOLDER)
@@ -172,8 +173,10 @@ def _enter(parent: int, path: str, make: bool) -> int:
                 raise IrregularFile(path, _kind(about)) from None
         raise
     with suppress(FileExistsError):
-        os.mkdir(name, dir_fd=parent)
-    return os.open(name, FOLDER | BELOW, dir_fd=parent)
+        os.mkdir(name, mode=0o700, dir_fd=parent)
+    made = os.open(name, FOLDER | BELOW, dir_fd=parent)
+    modes.follow(parent, made)
+    return made
 
 
 def _below(handle: int, folder: str) -> Iterator[tuple[str, os.stat_result]]:
@@ -196,9 +199,10 @@ def _below(handle: int, folder: str) -> Iterator[tuple[str, os.stat_result]]:
 
 def _write(folder: int, name: str, data: bytes, name_it: Callable[[int, str, str], None]) -> None:
     passing = f"{name}#{secrets.randbelow(10**12)}"
-    handle = os.open(passing, os.O_WRONLY | os.O_CREAT | os.O_EXCL | BELOW, 0o666, dir_fd=folder)
+    handle = os.open(passing, os.O_WRONLY | os.O_CREAT | os.O_EXCL | BELOW, 0o600, dir_fd=folder)
     try:
         with open(handle, "wb") as file:
+            modes.follow(folder, handle)
             file.write(data)
             file.flush()
             os.fsync(handle)

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
+from ray_sisa import uris
 from ray_sisa.config import RunConfig
 from ray_sisa.errors import ConfigError
 
@@ -41,10 +42,12 @@ def parse_field(field: str, text: str) -> Path:
 
 
 def check_written_out(config: RunConfig) -> None:
-    """Passes paths and URIs without variables (`$HOME`), which a shell would expand and nothing here does.
+    """Passes paths and URIs that may be written down with a run: without credentials, and without variables.
+
+    Variables (`$HOME`) a shell would expand, and nothing here does.
 
     Raises:
-        ConfigError: one has a variable, and nothing is there under that very name.
+        ConfigError: one has credentials, or a variable while nothing is there under that very name.
     """
     fields = {
         "storage_path": config.storage_path,
@@ -55,6 +58,8 @@ def check_written_out(config: RunConfig) -> None:
     }
     for field, value in fields.items():
         for text in (value,) if isinstance(value, str) else value or ():
+            if "://" in text and uris.is_uri(text):
+                uris.parse(text, field, ConfigError)
             found = _VARIABLE.search(text)
             if found and not _exists(text):
                 rule = f"has the variable {found[0]}, and variables are not expanded in a configuration"

@@ -16,18 +16,18 @@ from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, GenericError
 from obstore.store import from_url
 
-from ray_sisa import endpoint, local_path, uploads
+from ray_sisa import endpoint, local_path, uploads, uris
 from ray_sisa.errors import StoreError
+from ray_sisa.foreign_text import redacted
 
 logger = logging.getLogger(__name__)
 
-OPTIONS = ("endpoint_override", "region", "scheme")
 TIMEOUT_S = float(os.environ.get("RAY_SISA_STORE_TIMEOUT_S", "180"))
 """How long a server may be away, in seconds, before an operation fails. It then fails within a quarter more, and a
 command ends within half more, since to give back the run's lease is tried once."""
@@ -67,10 +67,15 @@ def resolve_uri(path: str) -> str:
     Raises:
         StoreError: a URI with credentials or with an option that is not known, or text that is no path.
     """
-    if not _is_uri(path):
+    if not uris.is_uri(path):
         return _resolve_path(path)
     base, query = _name_first(*path.partition("?")[::2])
-    _check_uri(base, query)
+    if "#" in base + query:
+        rule = "holds #, at which a URI ends: a name behind it would be lost, and all runs there be one"
+        where = redacted(without_options(base))
+        raise StoreError("storage_path", where, rule, "Write it without # and what follows, which nothing ever read")
+    uri = uris.parse(base + (f"?{query}" if query else ""), "storage_path", StoreError, uris.S3)
+    endpoint.check_options(base, uri.options)
     return base.rstrip("/") + (f"?{query}" if query else "")
 
 
@@ -83,7 +88,7 @@ def join_run(storage_path: str, name: str) -> str:
 
 def without_options(uri: str) -> str:
     """A resolved URI as messages name it."""
-    return uri.partition("?")[0] if _is_uri(uri) else uri
+    return uri.partition("?")[0] if uris.is_uri(uri) else uri
 
 
 class Outage:
@@ -235,7 +240,7 @@ def remedy(error: BaseException) -> str:
 
 
 def _options(uri: str) -> dict[str, str]:
-    return dict(parse_qsl(urlsplit(uri).query, keep_blank_values=True))
+    return uris.parse(uri, "storage_path", StoreError, uris.S3).options if uris.is_uri(uri) else {}
 
 
 def _resolve_path(path: str) -> str:
@@ -249,10 +254,6 @@ def _resolve_path(path: str) -> str:
         raise StoreError("storage_path", ascii(path)[:200], ascii(rule)[1:-1][:200], "Correct it") from None
 
 
-def _is_uri(path: str) -> bool:
-    return len(urlsplit(path).scheme) > 1 and not path.startswith("file:")
-
-
 def _name_first(base: str, query: str) -> tuple[str, str]:
     """`s3://b/runs`, `scheme=http/name` as `s3://b/runs/name`, `scheme=http`; a path of an endpoint stays its own."""
     others, ampersand, last = query.rpartition("&")
@@ -260,22 +261,6 @@ def _name_first(base: str, query: str) -> tuple[str, str]:
     if not slash or not option.startswith(("scheme=", "region=")):
         return base, query
     return f"{base.rstrip('/')}/{name}", others + ampersand + option
-
-
-def _check_uri(base: str, query: str) -> None:
-    authority = urlsplit(base).netloc
-    if "@" in authority:
-        # Said without the value: it would stand in every log.
-        rule = "holds credentials, which would be written down with the run"
-        raise StoreError("storage_path", "", rule, "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE")
-    if "#" in base + query:
-        rule = "holds #, at which a URI ends: a name behind it would be lost, and all runs there be one"
-        raise StoreError("storage_path", base, rule, "Write it without # and what follows, which nothing ever read")
-    for name, _ in parse_qsl(query, keep_blank_values=True):
-        if name not in OPTIONS:
-            rule = f"has the option {name!r}; known are {', '.join(OPTIONS)}"
-            raise StoreError("storage_path", base, rule, "Give credentials in the environment, and nothing else here")
-    endpoint.check_options(base, dict(parse_qsl(query, keep_blank_values=True)))
 
 
 def _s3_options(options: Mapping[str, str]) -> dict[str, Any]:

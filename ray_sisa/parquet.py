@@ -24,6 +24,7 @@ from ray_sisa.config import Columns
 from ray_sisa.data_config import Exif
 from ray_sisa.digests import canonical_json, digest_bytes
 from ray_sisa.errors import ConfigError, DataError
+from ray_sisa.foreign_text import redacted
 from ray_sisa.image_form import Form
 from ray_sisa.parquet_files import (
     BATCH_ROWS,
@@ -33,7 +34,6 @@ from ray_sisa.parquet_files import (
     check_types,
     is_tensor,
     rows_at_a_time,
-    without_secrets,
 )
 from ray_sisa.parquet_sources import Location, find
 from ray_sisa.samples import Samples, make_samples
@@ -96,7 +96,7 @@ def read_inputs(
     named, content = _read(location, unlabelled, "inputs", Form.of_run(shape, exif), labelled=False, shape=shape)
     if columns.id is not None:
         return named["id"].to_pylist(), content
-    name = without_secrets(location)
+    name = redacted(location)
     return [f"{name}#{i}" for i in range(len(content))], content
 
 

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from ray_sisa import memory, thrift
 from ray_sisa.config import Columns
 from ray_sisa.errors import ConfigError, DataError
+from ray_sisa.foreign_text import redacted
 
 BATCH_ROWS = 1024
 BATCH_BYTES = 1 << 27  # of one column in a batch, where what the file declares tells
@@ -94,13 +95,8 @@ class File:
     def unreadable(self, error: Exception, first_row: int | None = None) -> DataError:
         """The error to raise where reading, from a row on, raised this one."""
         at = "" if first_row is None else f" in the rows from {first_row} on"
-        reason = without_secrets(str(error))[:300]
+        reason = redacted(str(error))[:300]
         return DataError(self.field, self.name, f"cannot be read as Parquet{at}: {reason}", "Check the file")
-
-
-def without_secrets(text: str) -> str:
-    """The text without the key and secret that a URI may carry: they must not reach messages or logs."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 def check_names(file: File, wanted: Mapping[str, str], schema: pa.Schema) -> None:

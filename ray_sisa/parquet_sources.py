@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.fs
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
 
-from ray_sisa import uploads
+from ray_sisa import uploads, uris
 from ray_sisa.errors import DataError
-from ray_sisa.parquet_files import File, without_secrets
+from ray_sisa.parquet_files import File
 
 Location = str | Sequence[str]
 """A file, a folder, a pattern, a URI of any of these, or several of these."""
@@ -60,7 +60,7 @@ def check_apart(train: Location, test: Location | None) -> None:
             "would be trained on"
         )
         remedy = "Name the training files alone, for example data/train-*.parquet, or set data.allow_overlap: true"
-        raise DataError("data.test", without_secrets(value), rule, remedy)
+        raise DataError("data.test", value, rule, remedy)
     _once(testing)
 
 
@@ -91,11 +91,11 @@ class _Place:
 
 def _files(location: str, field: str) -> list[File]:
     try:
-        place = _resolve(location)
-        paths = _paths(place, without_secrets(location), field)
+        place = _resolve(location, field)
+        paths = _paths(place, location, field)
     except (OSError, pa.ArrowException) as error:
-        rule = f"cannot be opened: {without_secrets(str(error))}"
-        raise DataError(field, without_secrets(location), rule, "Check the path and the access to it") from None
+        rule = f"cannot be opened: {error}"
+        raise DataError(field, location, rule, "Check the path and the access to it") from None
     return [
         File(field=field, name=place.name + path[len(place.path) :], filesystem=place.filesystem, path=path)
         for path in paths
@@ -154,9 +154,9 @@ def _matching(place: _Place, folder: str, pattern: Sequence[str]) -> Iterator[st
                 yield entry.path
 
 
-def _resolve(location: str) -> _Place:
+def _resolve(location: str, field: str) -> _Place:
     if "://" in location:
-        return _resolve_uri(location)
+        return _resolve_uri(uris.parse(location, field, DataError))
     parts = location.split("/")
     first = next((i for i, part in enumerate(parts) if _WILD.search(part)), len(parts))
     if os.path.lexists(os.path.expanduser(location)):
@@ -166,16 +166,15 @@ def _resolve(location: str) -> _Place:
     return _Place(filesystem=LocalFileSystem(), path=path, name=_bare(head), pattern=_names(parts[first:]))
 
 
-def _resolve_uri(location: str) -> _Place:
-    base, mark, options = location.partition("?")
-    scheme, _, rest = base.partition("://")
+def _resolve_uri(uri: uris.Uri) -> _Place:
+    scheme, _, rest = uri.base.partition("://")
     parts = rest.split("/")
     # The first part is a bucket or a host, and no pattern.
     first = next((i for i, part in enumerate(parts) if i and _WILD_IN_URI.search(part)), len(parts))
     head = f"{scheme}://{'/'.join(parts[:first]) or '/'}"
-    filesystem, path = FileSystem.from_uri(head + mark + options)
+    filesystem, path = FileSystem.from_uri(head + (f"?{uri.query}" if uri.query else ""))
     pattern = tuple(map(unquote, _names(parts[first:])))
-    return _Place(filesystem=filesystem, path=_bare(path), name=_bare(without_secrets(head)), pattern=pattern)
+    return _Place(filesystem=filesystem, path=_bare(path), name=_bare(head), pattern=pattern)
 
 
 def _names(parts: Sequence[str]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ray_sisa import ids
 from ray_sisa.answer import DIGEST_SHOWN, Answer, columns, duration, head_rows, table
 from ray_sisa.errors import SisaError
-from ray_sisa.layout import shown
+from ray_sisa.foreign_text import escaped
 from ray_sisa.printing_measures import diverged_rows, in_training, listed
 from ray_sisa.progress import speed
 
@@ -164,9 +164,14 @@ def checked(found: Checked, repaired: Sequence[str] = (), stopped: SisaError | N
 
     `repaired` are the objects that a repair has mended, `stopped` says why it did not come to its end.
     """
-    lines = [f"{shown(f.path)}: {f.problem}\n    means: {f.meaning}\n    to do: {f.remedy}" for f in found.findings]
+    lines = [
+        line
+        for f in found.findings
+        for line in (f"{f.path}: {f.problem}", f"    means: {f.meaning}", f"    to do: {f.remedy}")
+    ]
     lines += [f"note: {note}" for note in found.notes]
-    lines += [f"repaired: {shown(path)}" for path in repaired]
+    lines += [f"repaired: {path}" for path in repaired]
+    lines = [escaped(line) for line in lines]  # each is one: names of objects are anybody's
     lines += [f"the repair stopped: {stopped}"] if stopped else []
     verdict = f"{len(found.findings)} wrong or missing" if found.findings else "all are what they must be"
     lines.append(f"{found.objects:,} objects, {found.bytes / 1e6:,.1f} MB: {verdict}")

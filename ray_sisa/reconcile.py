@@ -109,8 +109,12 @@ class Reconciler:
                 self._check_ours(chains)
                 self._purge(chains, ledger, lease)
                 self._train(chains, ledger, open_runner, lease)
-                # A request that came meanwhile starts the next round: it is in the ledger, so it is not lost.
-                if read_ledger(self._store, ledger).position == ledger.position:
+                # A request that came meanwhile starts the next round: it is in the ledger, so it is not lost. One that
+                # only names what is deleted changes no chain, and is completed with this round: else whoever sends
+                # such requests without end would keep all others pending.
+                newer = read_ledger(self._store, ledger)
+                if not newer.touched(ledger.position):
+                    ledger = newer
                     break
             head = self._complete(chains, ledger, lease)
             certificates = certify(self._store, self._live, ledger, self._kept)
@@ -121,8 +125,9 @@ class Reconciler:
         head = heads.latest_head(self._store)  # before the ledger: it respects no request that comes later
         ledger = self._ledger = read_ledger(self._store, self._ledger)
         kept = heads.in_force(self._store, ledger, head)
-        if head is not None and head.ledger < ledger.position:
-            excluded = exclusions.untouched(head.excluded, ledger.touched(head.ledger))
+        touched = ledger.touched(head.ledger) if head is not None else {}
+        if head is not None and touched:
+            excluded = exclusions.untouched(head.excluded, touched)
             heads.write_head(self._store, kept, ledger=ledger, complete=False, excluded=excluded)
             self._seconds_to_effective = time.perf_counter() - self._began
         return ledger

@@ -20,7 +20,7 @@ from ray_sisa.approximate.methods import Method
 from ray_sisa.clock import Moment
 from ray_sisa.config import OnDivergence, RunConfig, TrainingRecipe
 from ray_sisa.defences import Noise
-from ray_sisa.digests import seal
+from ray_sisa.digests import digest_json, seal
 from ray_sisa.layout import (
     CERTIFICATES,
     HEADS,
@@ -310,11 +310,33 @@ class Request(StoredRecord):
     previous: str | None
     """Digest of request n-1."""
     created_at: Moment
+    requester: str = ""
+    """Who asked, where whoever took the request said so: its idempotency key is theirs alone."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_usual(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = handler(self)
+        if not self.requester:
+            del content["requester"]
+        return content
 
     @property
     def path(self) -> str:
         """Where it belongs."""
         return numbered(LEDGER, self.number)
+
+    @property
+    def key_of_samples(self) -> str:
+        """The idempotency key of whoever gives none: a digest of the samples."""
+        return digest_json([place.samples for place in self.places])
+
+    @property
+    def scope(self) -> tuple[str, str] | None:
+        """Whose its idempotency key is; None where it follows from the samples.
+
+        Only requests of one scope meet: else a request under the key that another is about to use would stop that one.
+        """
+        return None if self.idempotency_key == self.key_of_samples else ("given", self.requester)
 
     @property
     def sample_ids(self) -> list[str]:

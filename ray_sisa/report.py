@@ -22,6 +22,7 @@ from ray_sisa.charts import Measured, Target, above_null
 from ray_sisa.clock import now
 from ray_sisa.costs import Costs, RequestRow, request_rows, total_costs
 from ray_sisa.errors import StoreError
+from ray_sisa.foreign_text import redacted
 from ray_sisa.layout import HEADS, numbered, report
 from ray_sisa.ledger import Ledger
 from ray_sisa.lineage import Chain, recipe_digest
@@ -377,7 +378,7 @@ def _configuration(run: Run) -> str:
     if run.record.config.recipe.dp:
         content["recipe"]["seed"] = SECRET  # who knows it can take reproducible noise off
     text: str = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=88)
-    return text
+    return redacted(text)
 
 
 def _digests(run: Run, ledger: Ledger) -> tuple[tuple[str, str], ...]:

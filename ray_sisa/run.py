@@ -62,7 +62,7 @@ class Run:
         """
         model_code.allow([config.recipe.model])
         stored_sources.name(config.data)
-        store = Store(join_run(config.storage_path, config.name))
+        store = Store(join_run(config.storage_path, config.name), config.storage_mode)
         if (record := store.find_record(RUN, RunRecord)) is None:
             local_path.check_written_out(config)
             siting.check(store, config.name)
@@ -129,6 +129,7 @@ class Run:
         reason: str = "",
         key: str | None = None,
         ignore_unknown: bool = False,
+        requester: str = "",
     ) -> Forgotten:
         """Acknowledges a deletion request: once this returns it is kept, and no reader is served the samples' models.
 
@@ -138,13 +139,13 @@ class Run:
             reason: free text, kept with the request.
             key: idempotency key; a request sent again under its key is the same request.
             ignore_unknown: pass over names that the run never had.
+            requester: who asks, kept with the request; nobody's identity is checked, but keys of one are not another's.
 
         Raises:
             RequestError: nothing is named, or names are unknown; nothing was written.
         """
-        return acknowledge(
-            self, samples=samples, subjects=subjects, reason=reason, key=key, ignore_unknown=ignore_unknown
-        )
+        about = {"reason": reason, "requester": requester}
+        return acknowledge(self, samples=samples, subjects=subjects, key=key, ignore_unknown=ignore_unknown, **about)
 
     def locate(self, *, samples: ids.Ids = (), subjects: ids.Ids = ()) -> Found:
         """Sample ids by (shard, slice) of samples and subjects, and how many names the run never had.

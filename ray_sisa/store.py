@@ -19,9 +19,10 @@ import obstore
 from obstore.exceptions import AlreadyExistsError
 from pydantic import ValidationError
 
-from ray_sisa import bounds, location, probe
+from ray_sisa import bounds, location, modes, probe
 from ray_sisa.digests import unseal
 from ray_sisa.errors import StoreError
+from ray_sisa.foreign_text import escaped
 from ray_sisa.layout import (
     BACKUP,
     DIGITS,
@@ -32,7 +33,6 @@ from ray_sisa.layout import (
     damaged,
     divergence_record,
     kind_of,
-    shown,
     slice_object,
     stage_record,
     stage_weights,
@@ -57,20 +57,22 @@ _PROVEN: set[str] = set()  # stores that refuse to create what is there, as far 
 class Store:
     """Objects under one URI or folder, with atomic puts and conditional create. Survives pickling."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, mode: modes.StorageMode = "owner") -> None:
+        """Takes a folder or URI, and who may look into a folder that is yet to be made."""
         self.uri = resolve_uri(uri)
+        self._mode = mode
         self.is_local = self.uri.startswith("/")
-        self._files = LocalFiles(self.uri) if self.is_local else None
+        self._files = LocalFiles(self.uri, mode) if self.is_local else None
         self._objects = None if self.is_local else open_remote(self.uri)
         self._outage = location.Outage()
         self._uploaders: dict[int, obstore.store.ObjectStore] = {}
 
-    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
-        return (Store, (self.uri,))
+    def __reduce__(self) -> tuple[type[Store], tuple[str, modes.StorageMode]]:
+        return (Store, (self.uri, self._mode))
 
     def where(self, path: str) -> str:
         """An object as messages name it."""
-        return f"{without_options(self.uri)}/{shown(path)}"
+        return f"{without_options(self.uri)}/{escaped(path)}"
 
     def find(self, path: str) -> bytes | None:
         """The bytes of an object, or None where there is none."""

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from urllib.parse import parse_qsl, urlsplit
 
-from ray_sisa import endpoint
+from ray_sisa import endpoint, uris
 from ray_sisa.data_config import DataConfig
 from ray_sisa.errors import RequestError
-from ray_sisa.location import OPTIONS
-from ray_sisa.parquet_files import without_secrets
+from ray_sisa.foreign_text import redacted
 
 BUCKETS = ("s3", "gs", "gcs")  # schemes whose first part is a bucket of the provider's, and no host
 OF_AZURE = (".dfs.core.windows.net", ".blob.core.windows.net")
@@ -38,7 +37,7 @@ def check(data: DataConfig, run: str) -> None:
         if location not in _NAMED and not _is_harmless(location, run):
             rule = "is what the run's record names, and your credentials would be shown to that server"
             remedy = "If you trust it, name it yourself: --source with that URI, or with a CONFIG.yaml"
-            raise RequestError("source", without_secrets(location), rule, remedy)
+            raise RequestError("source", redacted(location), rule, remedy)
 
 
 def _locations(data: DataConfig) -> tuple[str, ...]:
@@ -60,7 +59,7 @@ def _is_harmless(location: str, run: str) -> bool:
     if given.keys() <= {"region"}:
         return True
     known = {endpoint.in_force(_options(run)), endpoint.in_force({})} - {""}
-    return parts.scheme == "s3" and given.keys() <= set(OPTIONS) and endpoint.in_force(given) in known
+    return parts.scheme == "s3" and given.keys() <= set(uris.S3) and endpoint.in_force(given) in known
 
 
 def _options(uri: str) -> dict[str, str]:

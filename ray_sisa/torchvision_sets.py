@@ -14,7 +14,7 @@ import numpy as np
 
 from ray_sisa import images, local_path, uploads
 from ray_sisa.config import DataConfig
-from ray_sisa.errors import ConfigError, DataError
+from ray_sisa.errors import ConfigError, DataError, SisaError
 from ray_sisa.image_form import Form
 from ray_sisa.samples import Samples, make_samples
 
@@ -54,7 +54,9 @@ def _open(config: DataConfig, name: str, *, train: bool) -> Any:
     options = _options(kind, config, train=train)
     try:
         return kind(local_path.parse_field("data.root", config.root), **options)
-    except (OSError, RuntimeError, ValueError, AssertionError) as error:  # absent, damaged, or its server is
+    except SisaError:
+        raise
+    except Exception as error:  # absent, damaged, or its server is: torchvision's readers raise almost anything
         rule = f"does not hold {name}: {error}"
         remedy = uploads.remedy_of_absent(config.root, "Set data.download: true, or check data.root")
         raise DataError("data.root", config.root, rule, remedy) from error
@@ -100,13 +102,25 @@ def _arrays(dataset: Any) -> tuple[np.ndarray, np.ndarray]:
 def _items(dataset: Any, ids: Sequence[str], form: Form) -> tuple[np.ndarray, np.ndarray]:
     """Pixels and labels of a set of (Pillow image, label) items: uint8 [N, H, W, C], int64 [N]."""
     labels = np.empty(len(ids), dtype=np.int64)
-    shape = form.shape(lambda: images.to_array(dataset[0][0], ids[0], exif=form.exif).shape)
-    pixels = np.empty((len(ids), *shape), dtype=np.uint8)
-    for i, name in enumerate(ids):
-        image, label = dataset[i]
-        pixels[i] = images.to_array(image, name, shape, fit=form.fit, exif=form.exif)
-        labels[i] = _label(label, name)
+    with images.listed_formats_alone():
+        shape = form.shape(lambda: images.to_array(_item(dataset, 0, ids[0])[0], ids[0], exif=form.exif).shape)
+        pixels = np.empty((len(ids), *shape), dtype=np.uint8)
+        for i, name in enumerate(ids):
+            image, label = _item(dataset, i, name)
+            pixels[i] = images.to_array(image, name, shape, fit=form.fit, exif=form.exif)
+            labels[i] = _label(label, name)
     return pixels, labels
+
+
+def _item(dataset: Any, i: int, name: str) -> tuple[Any, Any]:
+    """Image and label of one sample, as the set opens it."""
+    try:
+        image, label = dataset[i]
+    except SisaError:
+        raise
+    except Exception as error:
+        raise images.unreadable(name, error) from error
+    return image, label
 
 
 def _label(label: Any, name: str) -> int:

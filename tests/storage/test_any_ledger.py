@@ -58,8 +58,8 @@ def test_append_and_read_back(store: Store) -> None:
     assert ledger.position == 5
     assert read_ledger(store, read_ledger(store)) == ledger
     assert ledger.tip(2) == made[2].previous
-    assert ledger.with_key("key-2") == made[2]
-    assert ledger.with_key("no such") is None
+    assert ledger.same_as(made[2]) == made[2]
+    assert ledger.same_as(made[2].model_copy(update={"idempotency_key": "no such"})) is None
     assert made[0].previous is None
     assert len({r.previous for r in made}) == 5
 
@@ -94,6 +94,30 @@ def test_without_a_key_content_decides(store: Store, key: str | None) -> None:
     assert append(store, {(0, 1): ["b", "a"]}, "two", key) == first
     assert append(store, {(0, 1): ["a"]}, "one", key).number == 2
     assert append(store, {(0, 1): ["a", "b"]}, "one", "own key").number == 3
+
+
+def test_the_key_that_another_is_about_to_use_stops_nobody(store: Store) -> None:
+    """Who knows which samples another will name knows the key of that request, and may send another one under it."""
+    victim = {(0, 1): ["a", "b"]}
+    default = Request(number=1, idempotency_key="", reason="", places=(), previous=None, created_at="")
+    places = (Place(shard=0, slice=1, samples=("a", "b")),)
+    guessed = default.model_copy(update={"places": places}).key_of_samples
+    assert append(store, {(0, 1): ["c"]}, "", guessed).number == 1
+    assert append(store, victim, "", None).number == 2
+    assert append(store, victim, "", None).number == 2
+    assert append(store, {(0, 1): ["c"]}, "", guessed).number == 1
+    assert append(store, victim, "", guessed).number == 2  # as whoever sends a kept ledger again does
+
+
+def test_keys_of_one_requester_are_not_those_of_another(store: Store) -> None:
+    assert append(store, {(0, 1): ["a"]}, "", "ticket-1", requester="ada").number == 1
+    assert append(store, {(0, 1): ["b"]}, "", "ticket-1", requester="bob").number == 2
+    assert append(store, {(0, 1): ["c"]}, "", "ticket-1").number == 3
+    assert append(store, {(0, 1): ["b"]}, "", "ticket-1", requester="bob").number == 2
+    with pytest.raises(RequestError, match="was used for other samples by request 1"):
+        append(store, {(0, 1): ["b"]}, "", "ticket-1", requester="ada")
+    assert [r.requester for r in read_ledger(store).requests] == ["ada", "bob", ""]
+    assert b"requester" not in store.get("ledger/00000003.json")  # as requests were before there were requesters
 
 
 # The chain.

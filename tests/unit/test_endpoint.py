@@ -42,7 +42,7 @@ def test_variables_that_are_refused(name: str, value: str, monkeypatch: pytest.M
     monkeypatch.setenv(name, value)
     with pytest.raises(StoreError) as refused:
         Store("s3://bucket/runs/name")
-    assert (refused.value.field, refused.value.value) == (name, value)
+    assert (refused.value.field, refused.value.value) == (name, "" if "@" in value else value)
     Store("memory:///name")  # which no variable for S3 concerns
 
 
