@@ -350,6 +350,8 @@ class Certificate(WithExclusions):
     """What the store keeps of deleted objects, and for how long, or why that is unknown."""
     kept_objects: tuple[str, ...] = ()
     """Deleted objects of which versions were to be removed and could not."""
+    removed_measurements: tuple[str, ...] = ()
+    """Reports of models that saw the samples: they were removed."""
 
     @property
     def path(self) -> str:

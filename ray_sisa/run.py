@@ -344,10 +344,10 @@ class Run:
         )
 
     def evaluations(self) -> list[Evaluation]:
-        """All evaluations made of this run, the oldest first; they name no sample."""
+        """What was evaluated of this run and no request has tainted since, the oldest first; they name no sample."""
         from ray_sisa.audit import read_evaluations
 
-        return read_evaluations(self.store)
+        return read_evaluations(self.store, self.ledger())
 
     def check(self, tell: Callable[[int, int], None] = lambda done, of: None) -> Checked:
         """Reads every object of the run and says what is damaged, missing, or must not exist; writes nothing.

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 from small_runs import digits, folder_of
-from torch import nn
 from torch import nn
 
 from ray_sisa.ensemble import Ensemble, Snapshot
@@ -94,7 +94,7 @@ class Stepped(Ensemble):
     """An ensemble whose looks at the store, and loads, are steps of a schedule; networks are loaded once for all."""
 
     schedule = Schedule([])
-    loaded: dict[str, nn.Module] = {}  # once for all schedules
+    loaded: ClassVar[dict[str, nn.Module]] = {}  # once for all schedules
 
     def start(self, snapshot: Snapshot, choices: list[int]) -> Schedule:
         """Puts a snapshot in force, and what follows under a new schedule."""
