@@ -227,7 +227,7 @@ class PurgeConfig(Section):
 class RunConfig(Section):
     """One run: its name, data, placement, recipe and scaling."""
 
-    added: ClassVar[tuple[str, ...]] = ("purge",)
+    added: ClassVar[tuple[str, ...]] = ("ids", "purge")
 
     name: str = Field(pattern=NAME)
     storage_path: str = "./runs"
@@ -237,6 +237,8 @@ class RunConfig(Section):
     scaling: Scaling = Scaling()
     evaluation: EvaluationConfig = EvaluationConfig()
     purge: PurgeConfig = PurgeConfig()
+    ids: Literal["plain", "keyed"] = "plain"
+    """Whether the store names samples and subjects by their ids or by keyed hashes of them: see `keyed_ids`."""
 
     @model_validator(mode="after")
     def _every_slice_is_trained(self) -> RunConfig:

@@ -12,6 +12,7 @@ from ray_sisa import features
 from ray_sisa.digests import digest_bytes
 from ray_sisa.errors import StoreError
 from ray_sisa.index import ShardIndex, SliceSummary, index_from_bytes
+from ray_sisa.keyed_ids import known_as
 from ray_sisa.layout import shard_index, slice_object
 from ray_sisa.ledger import Ledger, deleted_by_shard
 from ray_sisa.lineage import Chain, Stage, make_chain, recipe_digest
@@ -97,7 +98,7 @@ class LiveSet:
         for larger in self.larger_digests(stage.shard, stage.slice, ledger):
             if larger in present:
                 samples = read_slice(self._store, larger)
-                is_kept = np.array([i not in deleted for i in samples.ids.to_pylist()])
+                is_kept = np.array([i not in deleted for i in known_as(self.run, samples.ids).to_pylist()])
                 live = samples.take(np.flatnonzero(is_kept))
                 assert digest_of_slice(live) == stage.slice_digest  # both follow from the index and the ledger
                 # Before the slice: once that is there, nobody looks for what it can be made from.

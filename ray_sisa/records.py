@@ -76,6 +76,8 @@ class RunRecord(StoredRecord):
     created_at: str
     test_samples_in_training: int | None = None
     """Test samples that are training samples too, by id or content; None where nobody counted, or there is no test."""
+    ids_key_mark: str | None = None
+    """What tells the key of its ids from others; None where they are plain."""
 
     @model_validator(mode="before")
     @classmethod

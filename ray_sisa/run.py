@@ -154,7 +154,7 @@ class Run:
         return Census(self.live, self.record).find(samples=samples, subjects=subjects)
 
     def sample_ids(self, shard: int, slice_number: int) -> list[str]:
-        """Ids that a slice was given at ingest, deleted ones among them, sorted."""
+        """Ids that a slice was given at ingest, deleted ones among them, sorted; tombstones where ids are keyed."""
         return self.live.index(shard).sample_ids(slice_number)
 
     def status(self) -> Status:

@@ -48,6 +48,7 @@ PASSED_ON = {
     ("ids.py", "RequestError"): {"samples", "subjects", "ids", "--from", "--subjects-from", "--forget"},
     ("ids.py", AS_TEXT): {"id", "reason", "key"},
     ("divergence.py", "DivergedError"): {"stage", "shard"},
+    ("keyed_ids.py", "ConfigError"): {"RAY_SISA_IDS_KEY_FILE", "RAY_SISA_IDS_KEY_COMMAND", "RAY_SISA_IDS_KEY"},
     ("census.py", "RequestError"): {"unknown ids", "forget"},
     ("cli.py", "RequestError"): {"--shards"},
     ("inverting.py", "DataError"): {"public", "victims"},
