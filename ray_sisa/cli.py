@@ -107,11 +107,18 @@ def forget(
     ignore_unknown: Annotated[
         bool, typer.Option("--ignore-unknown", help="Pass over ids that the run never had.")
     ] = False,
+    with_duplicates: Annotated[
+        bool, typer.Option("--with-duplicates", help="Delete exact copies of the samples as well, whoever they are of.")
+    ] = False,
     as_json: AsJson = False,
 ) -> Answer:
     """Acknowledge a deletion request. From then on no reader is served models of these samples."""
     named = named_ids(samples, subjects, samples_from, subjects_from)
-    return printing.forgotten(_open(run).forget(**named, reason=reason, key=key, ignore_unknown=ignore_unknown))
+    return printing.forgotten(
+        _open(run).forget(
+            **named, reason=reason, key=key, ignore_unknown=ignore_unknown, with_duplicates=with_duplicates
+        )
+    )
 
 
 @app.command(cls=_Command)

@@ -128,6 +128,7 @@ class Run:
         reason: str = "",
         key: str | None = None,
         ignore_unknown: bool = False,
+        with_duplicates: bool = False,
     ) -> Forgotten:
         """Acknowledges a deletion request: once this returns it is kept, and no reader is served the samples' models.
 
@@ -137,13 +138,12 @@ class Run:
             reason: free text, kept with the request.
             key: idempotency key; a request sent again under its key is the same request.
             ignore_unknown: pass over names that the run never had.
+            with_duplicates: delete live samples with the very content of one that is named, too.
 
         Raises:
             RequestError: nothing is named, or names are unknown; nothing was written.
         """
-        return acknowledge(
-            self, samples=samples, subjects=subjects, reason=reason, key=key, ignore_unknown=ignore_unknown
-        )
+        return acknowledge(self, samples, subjects, reason, key, ignore_unknown, with_duplicates)
 
     def locate(self, *, samples: ids.Ids = (), subjects: ids.Ids = ()) -> Found:
         """Sample ids by (shard, slice) of samples and subjects, and how many names the run never had.
