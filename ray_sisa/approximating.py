@@ -22,6 +22,7 @@ from ray_sisa.digests import digest_bytes, digest_tensors
 from ray_sisa.engine.runner import Runner, device_of
 from ray_sisa.ensemble import Inputs
 from ray_sisa.errors import StoreError, TrainingError
+from ray_sisa.keyed_ids import known_as
 from ray_sisa.layout import RUN, UNREACHABLE, approximation_record, approximation_weights, stage_record
 from ray_sisa.lease import hold_lease
 from ray_sisa.ledger import read_ledger
@@ -86,7 +87,7 @@ def approximate(work: Approximating, method: AnyMethod) -> Approximation:
     began = time.perf_counter()
     try:
         start = load_stage(store, stage.key, training)
-        retained, forget = _split(read_slice(store, work.stage.slice_digest), set(work.forget))
+        retained, forget = _split(work.run, read_slice(store, work.stage.slice_digest), set(work.forget))
     except StoreError:
         _check_wanted(work)  # a request may have had them removed just now: that is the reason then
         raise
@@ -153,9 +154,9 @@ def _check_wanted(work: Approximating) -> None:
         raise TrainingError("approximation", "", rule, "Run `ray-sisa unlearn RUN`, then this command again")
 
 
-def _split(samples: Samples, forget: set[str]) -> tuple[Samples, Samples]:
+def _split(run: RunRecord, samples: Samples, forget: set[str]) -> tuple[Samples, Samples]:
     """What is retained and what is to be forgotten, both in the order of the slice."""
-    is_named = np.array([i in forget for i in samples.ids.to_pylist()], dtype=bool)
+    is_named = np.array([i in forget for i in known_as(run, samples.ids).to_pylist()], dtype=bool)
     return samples.take(np.flatnonzero(~is_named)), samples.take(np.flatnonzero(is_named))
 
 

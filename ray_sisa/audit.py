@@ -6,18 +6,18 @@ Outputs come from the runner, one job a constituent; all that is made of them is
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import TypeAdapter
 
-from ray_sisa import approximations, heads, preprocessing
+from ray_sisa import approximations, heads, measurements, preprocessing
 from ray_sisa.approximating import approximate_outputs
 from ray_sisa.clock import now
 from ray_sisa.config import DataConfig
-from ray_sisa.digests import seal, unseal
+from ray_sisa.digests import unseal
 from ray_sisa.engine.runner import Runner, RunnerName, device_of, open_runner
 from ray_sisa.ensemble import Inputs, aggregate, constituent_outputs, silent
 from ray_sisa.errors import RequestError, StoreError
@@ -103,6 +103,8 @@ class Evaluation:
     """Shards whose training diverged, and that vote with an earlier stage or not at all."""
     silent: tuple[Silent, ...] = ()
     """Shards that gave no numbers for some records, and had no vote on these."""
+    ledger: int | None = None
+    """Number of the last request that it respects; None in reports that respect what their head does."""
 
 
 def read_evaluation(store: Store, path: str) -> Evaluation:
@@ -122,13 +124,15 @@ def read_evaluation(store: Store, path: str) -> Evaluation:
     return evaluation
 
 
-def read_evaluations(store: Store) -> list[Evaluation]:
-    """All evaluations that a store keeps, the oldest first.
+def read_evaluations(store: Store, ledger: Ledger) -> list[Evaluation]:
+    """All evaluations that a store keeps and a ledger does not taint, the oldest first.
 
     Raises:
         StoreError: one is not what was written.
     """
-    found = [read_evaluation(store, path) for path in store.sizes(REPORTS) if _NAME.search(path)]
+    doomed = measurements.tainted(store, ledger)
+    paths = [path for path in store.sizes(REPORTS) if _NAME.search(path) and path not in doomed]
+    found = [read_evaluation(store, path) for path in paths]
     return sorted(found, key=lambda evaluation: evaluation.measured_at)
 
 
@@ -142,7 +146,27 @@ def evaluate(
     approximation: str | None,
 ) -> Evaluation:
     """Evaluates the ensemble in force, or an approximate model in its place, and keeps it in the run: see `Run`."""
-    head, ledger = heads.head_in_force(run.store), run.ledger()
+    names = tuple(forget) if forget is not None and not isinstance(forget, int) else forget
+
+    def measure(head: Head, ledger: Ledger, check: Callable[[], None]) -> Evaluation:
+        return _evaluate(run, head, ledger, check, names, source, aggregation, runner, approximation)
+
+    to_json = TypeAdapter(Evaluation).dump_json
+    return measurements.keep(run, "evaluation", measure, lambda made: to_json(made, indent=1))
+
+
+def _evaluate(
+    run: Run,
+    head: Head,
+    ledger: Ledger,
+    check: Callable[[], None],
+    forget: int | Iterable[str] | None,
+    source: DataConfig | None,
+    aggregation: Rule,
+    runner: RunnerName | Runner,
+    approximation: str | None,
+) -> Evaluation:
+    """Evaluates who votes under a head and a ledger; `check` raises once that is behind."""
     if source is not None:
         preprocessing.check_source(source, run.record.training)
     if run.record.test_digest is None:
@@ -154,7 +178,8 @@ def evaluate(
     members, retain = select(run, ledger, constituents, shard_of, source)
     present = run.store.slice_digests()  # where a request is being completed, a smaller slice follows its features
     with open_runner(runner, run.record.config.scaling) as opened:
-        evaluation = _measure(
+        check()  # opening the data and a runner takes its time
+        made = _measure(
             store=run.store,
             run=run.record,
             head=head,
@@ -168,9 +193,7 @@ def evaluate(
             slices=sorted(present & {s.slice_digest for c in run.live.chains(ledger) for s in c.stages}),
             approximation=model,
         )
-    content = seal(TypeAdapter(Evaluation).dump_json(evaluation, indent=1))
-    run.store.create(measurement("evaluation", head.number, content), content)
-    return evaluation
+    return replace(made, ledger=ledger.position)
 
 
 def _chosen(run: Run, wanted: str, shard_of: dict[str, int] | None, ledger: Ledger) -> Approximation:

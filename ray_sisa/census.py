@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from ray_sisa import ids, near_ids
 from ray_sisa.errors import RequestError
 from ray_sisa.index import ShardIndex
+from ray_sisa.keyed_ids import key_of, tombstones
 from ray_sisa.live import LiveSet
 from ray_sisa.placement import hashed_shards
 from ray_sisa.records import RunRecord
@@ -54,6 +55,7 @@ class Census:
 
     def __init__(self, live: LiveSet, run: RunRecord) -> None:
         self._live, self._run = live, run
+        self._key = key_of(run)
 
     def find(self, *, samples: ids.Ids = (), subjects: ids.Ids = ()) -> Found:
         """Where the samples with these ids lie, and all samples of these subjects.
@@ -65,7 +67,8 @@ class Census:
         num_unknown, examples = 0, dict[str, None]()  # a dictionary, as a set that keeps its order
         for names, field, by_subject in ((samples, "samples", False), (subjects, "subjects", True)):
             for batch in ids.batches(names, field):
-                unknown = self._mark(batch, named, by_subject=by_subject)
+                known = self._mark(self._known_as(batch, by_subject=by_subject), named, by_subject=by_subject)
+                unknown = batch.filter(pa.array(~known))
                 num_unknown += len(unknown)
                 if len(examples) < NUM_EXAMPLES:
                     examples |= dict.fromkeys(_cut(name) for name in unknown.unique()[:NUM_EXAMPLES].to_pylist())
@@ -74,8 +77,14 @@ class Census:
             places=self._places(named),
             unknown=num_unknown,
             unknown_examples=tuple(_cut(name, TOLD) for name in unknown_examples[:NUM_TOLD]),
-            near=near_ids.find(unknown_examples, self._known()) if unknown_examples else (),
+            near=near_ids.find(unknown_examples, self._known()) if unknown_examples and not self._key else (),
         )
+
+    def _known_as(self, names: pa.StringArray, *, by_subject: bool) -> pa.StringArray:
+        """What the index calls these samples or subjects."""
+        if self._key is None:
+            return names
+        return self._key.hashed("subject", names) if by_subject else tombstones(self._key.hashed("sample", names))
 
     def _known(self) -> Iterator[pa.StringArray]:
         """All ids and subjects of the run."""
@@ -83,8 +92,12 @@ class Census:
             index = self._live.index(shard)
             yield from (index.ids, index.subjects)
 
-    def _mark(self, names: pa.StringArray, named: dict[int, np.ndarray], *, by_subject: bool) -> pa.StringArray:
-        """Marks what a batch names in `named`: bool [n] by shard, over the rows of its index. Returns the unknown."""
+    def _mark(self, names: pa.StringArray, named: dict[int, np.ndarray], *, by_subject: bool) -> np.ndarray:
+        """Marks what a batch names in `named`: bool [n] by shard, over the rows of its index.
+
+        Returns:
+            Which of the names the run has, bool [len(names)].
+        """
         known = np.zeros(len(names), dtype=bool)
         for shard, rows in self._likely_rows(names):
             known[rows] = _mark_shard(self._live.index(shard), shard, names.take(pa.array(rows)), named, by_subject)
@@ -94,7 +107,7 @@ class Census:
             if not len(left):
                 break
             known[left] = _mark_shard(self._live.index(shard), shard, names.take(pa.array(left)), named, by_subject)
-        return names.filter(pa.array(~known))
+        return known
 
     def _likely_rows(self, names: pa.StringArray) -> Iterable[tuple[int, np.ndarray]]:
         """Where hash placement puts these names, were they subjects: right unless samples share a subject."""

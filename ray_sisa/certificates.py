@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ray_sisa import exclusions, heads
+from ray_sisa import exclusions, heads, measurements
 from ray_sisa.clock import now
 from ray_sisa.errors import StoreError
 from ray_sisa.layout import CERTIFICATES, damaged, numbered
@@ -65,7 +65,8 @@ def certify(store: Store, live: LiveSet, ledger: Ledger, kept: Kept) -> tuple[Ce
     for batch in _batches(heads.history(store, first), live, ledger, certified):
         for request, shards in zip(batch.requests, batch.shards, strict=True):
             if request.number not in certified:
-                certificate = _certificate(batch, request, shards, ledger, live, kept)
+                removed = measurements.removed_for(store, request.number)
+                certificate = _certificate(batch, request, shards, ledger, live, kept, removed)
                 store.create(numbered(CERTIFICATES, request.number), certificate.to_bytes())
                 written.append(certificate)
     return tuple(written)
@@ -120,7 +121,13 @@ def _batch(earlier: int, rolled: Sequence[Head], live: LiveSet, ledger: Ledger) 
 
 
 def _certificate(
-    batch: _Batch, request: Request, shards: tuple[int, ...], ledger: Ledger, live: LiveSet, kept: Kept
+    batch: _Batch,
+    request: Request,
+    shards: tuple[int, ...],
+    ledger: Ledger,
+    live: LiveSet,
+    kept: Kept,
+    removed: tuple[str, ...],
 ) -> Certificate:
     head = batch.heads[-1]
     excluded = tuple(each for each in head.excluded if each.shard in shards)
@@ -148,6 +155,7 @@ def _certificate(
         retention=kept.retention.sentence,
         kept_objects=kept.objects or (),
         excluded=excluded,
+        removed_measurements=removed,
     )
 
 

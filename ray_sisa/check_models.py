@@ -15,6 +15,7 @@ from ray_sisa.digests import digest_bytes, digest_tensors
 from ray_sisa.errors import StoreError
 from ray_sisa.exclusions import DivergenceRecord
 from ray_sisa.findings import REPAIR, UNLEARN, Findings, is_name, wrong
+from ray_sisa.keyed_ids import known_as
 from ray_sisa.layout import (
     CERTIFICATES,
     FEATURES,
@@ -113,7 +114,7 @@ class Models:
         except StoreError as error:
             return error.rule
         index = self._live.index(stage.shard)
-        subjects = index.subjects.take(pc.index_in(samples.ids, index.ids))
+        subjects = index.subjects.take(pc.index_in(known_as(self._run, samples.ids), index.ids))
         if not samples.subjects.equals(subjects):
             return "does not name the subjects that the index names"
         check_seals.compare(self._store, self._found, path, data)

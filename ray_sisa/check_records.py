@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pydantic import TypeAdapter
 
-from ray_sisa import check_seals, heads, ledger
+from ray_sisa import check_seals, heads, ledger, measurements
 from ray_sisa.activity import Activity
 from ray_sisa.audit import read_evaluation
 from ray_sisa.digests import END, digest_bytes, unseal
@@ -39,6 +39,7 @@ from ray_sisa.layout import (
 from ray_sisa.lease import find_lease
 from ray_sisa.ledger import EMPTY, Ledger
 from ray_sisa.live import LiveSet
+from ray_sisa.measurements import RemovedMeasurement
 from ray_sisa.records import Certificate, Head, Request, RunRecord
 from ray_sisa.slices import samples_in
 from ray_sisa.stages import load_initial
@@ -50,6 +51,8 @@ PUT_IN_FORCE = f"{REPAIR}: it is removed, and the ensemble put in force anew"
 SERVING = "which ensemble is in force is not known for certain: nobody is served"
 ATTACK_AGAIN = f"{REPAIR}: it is removed; `ray-sisa attack inversion RUN` measures again"
 EVALUATION = re.compile(r"reports/evaluation-\d{8}-[0-9a-f]{12}\.json")
+UNTOLD = "which measurement was removed, and for which request, is on record in a certificate at most"
+REMOVED = re.compile(r"reports/removed-(evaluation|inversion)-\d{8}-[0-9a-f]{12}\.json")
 INVERSION = re.compile(r"reports/inversion-\d{8}-[0-9a-f]{12}\.json")
 
 
@@ -96,7 +99,7 @@ class Records:
         certified = self._certificates(know_ledger=requests)
         self._leases()
         self._activity()
-        self._reports()
+        self._reports(know_ledger=requests)
         return requests and history and certified
 
     def _index(self, shard: int) -> bool:
@@ -311,9 +314,15 @@ class Records:
             with self._found.about(ACTIVITY):
                 self._store.find_record(ACTIVITY, Activity)  # its writer may remove it while this reads
 
-    def _reports(self) -> None:
+    def _reports(self, *, know_ledger: bool) -> None:
+        doomed = measurements.tainted(self._store, self.ledger) if know_ledger else {}
+        if doomed:
+            self._found.note(f"{len(doomed)} measurement(s) of models that saw what was deleted: {UNLEARN}")
         for path in sorted(self._found.sizes):
-            if EVALUATION.fullmatch(path):
+            if REMOVED.fullmatch(path):
+                with self._found.about(path, meaning=UNTOLD, remedy=f"{REPAIR}: it is removed"):
+                    self._store.find_record(path, RemovedMeasurement)
+            elif EVALUATION.fullmatch(path):
                 with self._found.about(path):
                     evaluation = read_evaluation(self._store, path)
                     head = self.heads.get(evaluation.head)

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -112,13 +113,16 @@ def forget(
     ignore_unknown: Annotated[
         bool, typer.Option("--ignore-unknown", help="Pass over ids that the run never had.")
     ] = False,
+    with_duplicates: Annotated[
+        bool, typer.Option("--with-duplicates", help="Delete exact copies of the samples as well, whoever they are of.")
+    ] = False,
     as_json: AsJson = False,
 ) -> Answer:
     """Acknowledge a deletion request. From then on no reader is served models of these samples."""
     opened = _open(run)
     named = named_ids(opened, samples, subjects, samples_from, subjects_from)
-    done = opened.forget(**named, reason=reason, key=key, ignore_unknown=ignore_unknown, requester=requester)
-    return printing.forgotten(done)
+    ask = partial(opened.forget, **named, reason=reason, key=key, requester=requester)
+    return printing.forgotten(ask(ignore_unknown=ignore_unknown, with_duplicates=with_duplicates))
 
 
 @app.command(cls=_Command)

@@ -228,7 +228,7 @@ class PurgeConfig(Section):
 class RunConfig(Section):
     """One run: its name, data, placement, recipe and scaling."""
 
-    added: ClassVar[tuple[str, ...]] = ("purge", "storage_mode")
+    added: ClassVar[tuple[str, ...]] = ("ids", "purge", "storage_mode")
 
     name: str = Field(pattern=NAME)
     storage_path: str = "./runs"
@@ -240,6 +240,8 @@ class RunConfig(Section):
     scaling: Scaling = Scaling()
     evaluation: EvaluationConfig = EvaluationConfig()
     purge: PurgeConfig = PurgeConfig()
+    ids: Literal["plain", "keyed"] = "plain"
+    """Whether the store names samples and subjects by their ids or by keyed hashes of them: see `keyed_ids`."""
 
     @model_validator(mode="after")
     def _every_slice_is_trained(self) -> RunConfig:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ import numpy as np
 from ray_sisa.errors import DataError, StoreError
 from ray_sisa.heads import check_voters, head_in_force, in_force
 from ray_sisa.layout import HEADS, LEDGER, RUN, UNREACHABLE, damaged, numbered, stage_weights
-from ray_sisa.ledger import EMPTY, read_ledger
+from ray_sisa.ledger import EMPTY, Ledger, read_ledger
 from ray_sisa.live import LiveSet
 from ray_sisa.records import Constituent, RunRecord
 from ray_sisa.samples import check_finite
@@ -28,11 +29,29 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """An ensemble as it was in force at one instant: what one prediction is made with, as a whole."""
+
+    ledger: Ledger
+    """All requests that it respects."""
+    head: int
+    """Number of the head in force."""
+    constituents: tuple[Constituent, ...]
+    """Who votes, by shard."""
+    networks: Mapping[str, nn.Module]
+    """Of the constituents, by key."""
+
+
+NOTHING = Snapshot(ledger=EMPTY, head=0, constituents=(), networks={})
+
+
 class Ensemble:
     """The constituents in force, loaded on one device.
 
     Before each prediction it looks whether a request or a head came since, and reloads if so: from the instant that
-    `forget` returns, no prediction begins with a model that saw the samples.
+    `forget` returns, no prediction begins with a model that saw the samples. Threads may share one: each prediction is
+    made with one snapshot, which no other thread changes.
     """
 
     def __init__(self, store: Store, run: RunRecord, device: str = "cpu") -> None:
@@ -42,32 +61,55 @@ class Ensemble:
             StoreError: nothing is trained yet, or a stage is absent or damaged.
         """
         self._store, self._run, self._device = store, run, device
-        self._ledger = EMPTY
-        self._networks: dict[str, nn.Module] = {}
         self._backbone: Backbone | None = None
-        self.head = 0
-        """Number of the head in force."""
-        self.constituents: tuple[Constituent, ...] = ()
-        """Who votes, by shard."""
-        self.silent: dict[int, int] = {}
-        """Of the last prediction: for how many inputs a shard gave no numbers, and so had no vote."""
+        self._loading, self._extracting = threading.Lock(), threading.Lock()
+        self._snapshot = NOTHING
+        self._told = threading.local()
         self.refresh()
 
-    def refresh(self) -> None:
-        """Loads what has come into force since, and lets go of the rest; networks that still vote stay loaded."""
-        while self._outdated():
-            # The head first: it respects no request that is not in a ledger read after it.
-            head = head_in_force(self._store)
-            ledger = read_ledger(self._store, self._ledger)
-            try:
-                constituents = in_force(self._store, ledger, head)
-                networks = {c.key: self._networks.get(c.key) or self._load(c, head.number) for c in constituents}
-            except StoreError:
-                if self._is_newer(ledger.position, head.number):
-                    continue  # what was to be read may have been purged meanwhile, as it should be
-                raise
-            # All at once, and last: after an error above the next prediction looks again, and does not vote with less.
-            self._ledger, self.head, self.constituents, self._networks = ledger, head.number, constituents, networks
+    @property
+    def head(self) -> int:
+        """Number of the head in force when it was last looked at."""
+        return self._snapshot.head
+
+    @property
+    def constituents(self) -> tuple[Constituent, ...]:
+        """Who voted then, by shard."""
+        return self._snapshot.constituents
+
+    @property
+    def silent(self) -> dict[int, int]:
+        """Of this thread's last prediction: for how many inputs a shard gave no numbers, and so had no vote."""
+        found: dict[int, int] = getattr(self._told, "silent", {})
+        return found
+
+    def refresh(self) -> Snapshot:
+        """What is in force now; loads what has come into force since the last look, and lets go of the rest.
+
+        A snapshot that is looked at after a request was acknowledged respects it, whichever thread loaded it.
+        """
+        snapshot = self._snapshot
+        if not self._outdated(snapshot):
+            return snapshot
+        # One thread loads at a time, from the snapshot that the one before it left: so none takes a later one back.
+        with self._loading:
+            while self._outdated(self._snapshot):
+                self._snapshot = self._next(self._snapshot)
+            return self._snapshot
+
+    def _next(self, known: Snapshot) -> Snapshot:
+        """What follows a snapshot, or itself where the store moved on meanwhile; what still votes stays loaded."""
+        # The head first: it respects no request that is not in a ledger read after it.
+        head = head_in_force(self._store)
+        ledger = read_ledger(self._store, known.ledger)
+        try:
+            constituents = in_force(self._store, ledger, head)
+            networks = {c.key: known.networks.get(c.key) or self._load(c, head.number) for c in constituents}
+        except StoreError:
+            if self._is_newer(ledger.position, head.number):
+                return known  # what was to be read may have been purged meanwhile, as it should be
+            raise
+        return Snapshot(ledger=ledger, head=head.number, constituents=constituents, networks=networks)
 
     def predict_proba(self, images: np.ndarray, rule: Rule = "mean") -> np.ndarray:
         """Aggregated scores, float [N, K], rows summing to 1: the higher, the likelier the class.
@@ -83,34 +125,34 @@ class Ensemble:
         from ray_sisa.training import log_probabilities
 
         self._check(images)
-        self.refresh()
-        if not self.constituents:  # only then is it looked at what is live: predictions are many
-            check_voters((), LiveSet(self._store, self._run).num_samples(self._ledger))
-        networks = [self._networks[c.key] for c in self.constituents]
+        now = self.refresh()
+        if not now.constituents:  # only then is it looked at what is live: predictions are many
+            check_voters((), LiveSet(self._store, self._run).num_samples(now.ledger))
         training = trained_part(self._run.training)
         if self._run.training.is_frozen:
-            images = self._frozen().features(images)  # once, for all constituents
-        outputs = [log_probabilities(n, images, training, self._device) for n in networks]
-        self.silent = silent(outputs, self.constituents)
-        return aggregate(outputs, self.constituents, rule)
+            images = self._features(images)  # once, for all constituents
+        outputs = [log_probabilities(now.networks[c.key], images, training, self._device) for c in now.constituents]
+        self._told.silent = silent(outputs, now.constituents)
+        return aggregate(outputs, now.constituents, rule)
 
     def predict(self, images: np.ndarray, rule: Rule = "mean") -> np.ndarray:
         """Labels, int64 [N]; ties go to the lowest label."""
         labels: np.ndarray = self.predict_proba(images, rule).argmax(1)
         return labels
 
-    def _frozen(self) -> Backbone:
+    def _features(self, images: np.ndarray) -> np.ndarray:
         from ray_sisa.backbone import Backbone
         from ray_sisa.stages import load_initial
 
-        if self._backbone is None:
-            public = load_initial(self._store, self._run.training.initial_weights)
-            self._backbone = Backbone(self._run.training, public or {}, self._device)
-        return self._backbone
+        with self._extracting:  # it sets threads and algorithms of the whole process, and puts them back
+            if self._backbone is None:
+                public = load_initial(self._store, self._run.training.initial_weights)
+                self._backbone = Backbone(self._run.training, public or {}, self._device)
+            return self._backbone.features(images)
 
-    def _outdated(self) -> bool:
+    def _outdated(self, snapshot: Snapshot) -> bool:
         """Two reads: the next request and the next head go to the next number."""
-        return self.head == 0 or self._is_newer(self._ledger.position, self.head)
+        return snapshot.head == 0 or self._is_newer(snapshot.ledger.position, snapshot.head)
 
     def _is_newer(self, position: int, head: int) -> bool:
         newer = (numbered(LEDGER, position + 1), numbered(HEADS, head + 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,7 @@ from ray_sisa.data import Dataset
 from ray_sisa.digests import digest_bytes, digest_json
 from ray_sisa.errors import ConfigError
 from ray_sisa.index import index_to_bytes
+from ray_sisa.keyed_ids import read_key, tombstones
 from ray_sisa.layout import RUN, initial_weights, shard_index, slice_object, test_object
 from ray_sisa.placement import group_by_shard, place
 from ray_sisa.private_recipe import Sizes, noise_multiplier, slice_sizes
@@ -49,6 +51,8 @@ def ingest(store: Store, config: RunConfig, dataset: Dataset) -> RunRecord:
     _check_enough(config, dataset.train)
     overlapping = overlap.count(config.data, dataset)
     retention.look(store, config.purge)
+    key = read_key() if config.ids == "keyed" else None
+    dataset = key.of_dataset(dataset) if key else dataset
     places = place(config.placement, dataset.train.subjects, dataset.deletion_probabilities)
     training = resolve_recipe(store, config, dataset, slice_sizes(config.placement, places))
     preprocessing.check_fit(dataset.train.images, training)
@@ -65,6 +69,7 @@ def ingest(store: Store, config: RunConfig, dataset: Dataset) -> RunRecord:
         fingerprint=digest_json([[entry.digest for entry in shard] for shard in slices]),
         created_at=now(),
         test_samples_in_training=overlapping,
+        ids_key_mark=key.mark if key else None,
     )
     if store.create(RUN, record.to_bytes()):
         return record
@@ -184,6 +189,7 @@ def _write_shard(
     store: Store, config: RunConfig, samples: Samples, slices: np.ndarray
 ) -> tuple[tuple[SliceEntry, ...], str]:
     index, ordered = index_shard(samples, slices)
+    index = replace(index, ids=tombstones(index.ids)) if config.ids == "keyed" else index
     summaries = index.summaries(config.placement.slices, samples.shape)
     first = 0
     for summary in summaries:
@@ -208,7 +214,7 @@ def _write_test(store: Store, test: Samples | None) -> str | None:
 
 def differing_fields(ours: RunConfig, theirs: RunConfig) -> Sequence[str]:
     """Fields that fix a run for life and differ between two configurations, as `section.field`."""
-    fixed = ("name", "data", "placement", "recipe")
+    fixed = ("name", "data", "placement", "recipe", "ids")
     mine, other = (_flatten(c.model_dump(mode="json", include=set(fixed))) for c in (ours, theirs))
     for fields in (mine, other):
         fields.pop("data.allow_overlap", None)  # it let samples in or not, and changed none

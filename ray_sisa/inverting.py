@@ -19,10 +19,10 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from ray_sisa import heads
+from ray_sisa import heads, measurements
 from ray_sisa.clock import now
 from ray_sisa.config import TrainingRecipe
-from ray_sisa.digests import derive_seed, seal
+from ray_sisa.digests import derive_seed
 from ray_sisa.engine.runner import Runner, RunnerName, device_of, open_runner
 from ray_sisa.errors import ConfigError, DataError, StoreError
 from ray_sisa.evaluation.accuracy import accuracy
@@ -33,7 +33,8 @@ from ray_sisa.inversion.cut import CutNetwork
 from ray_sisa.inversion.kernel import KernelConfig, check_clusters, fit_kernel
 from ray_sisa.inversion.pictures import draw_grid
 from ray_sisa.inversion.white_box import SearchConfig, search
-from ray_sisa.layout import RUN, UNREACHABLE, measurement
+from ray_sisa.layout import RUN, UNREACHABLE
+from ray_sisa.ledger import Ledger
 from ray_sisa.records import Constituent, Head, RunRecord
 from ray_sisa.samples import Samples, is_among
 from ray_sisa.slices import read_test
@@ -132,6 +133,8 @@ class InversionReport:
     measured_at: str
     test_samples_in_training: int | None = None
     """Of the test samples on which accuracies are; None where they were not counted when the run was created."""
+    ledger: int | None = None
+    """Number of the last request that it respects; None in reports that respect what their head does."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,6 +154,15 @@ class _Answer:
     white_box: np.ndarray | None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Attacked:
+    """All attacks of one head, and what is drawn of them."""
+
+    report: InversionReport
+    answers: Sequence[_Answer]
+    baselines: Mapping[str, np.ndarray]
+
+
 def invert(
     run: Run,
     layer: str,
@@ -168,11 +180,7 @@ def invert(
     tell: Callable[[str, AttackEpoch], None],
 ) -> InversionReport:
     """Attacks the constituents in force, or all together, and keeps the numbers in the run: see `Run`."""
-    head = heads.head_in_force(run.store)
-    ledger = run.ledger()
-    constituents = run.in_force(ledger, head)
     check(run.record.training, layer)
-    heads.check_voters(constituents, run.live.num_samples(ledger))
     kept, named = _distinct(run.record.training, public, victims, clusters)
     of_public = public.labels if public_clusters is None else np.array(public_clusters)
     if isinstance(decoder, KernelConfig):
@@ -190,17 +198,35 @@ def invert(
         white_box=SearchConfig() if white_box else None,
         device=device_of(run.record.config.scaling),
     )
+    measure = functools.partial(_attack_all, run, plan, targets, len(victims) - len(kept), runner, tell)
+    to_json = TypeAdapter(InversionReport).dump_json
+    found = measurements.keep(run, "inversion", measure, lambda attacked: to_json(attacked.report, indent=1))
+    if pictures is not None:
+        _draw(pictures, plan, found.answers, {name: images[plan.shown] for name, images in found.baselines.items()})
+    return found.report
+
+
+def _attack_all(
+    run: Run,
+    plan: Plan,
+    targets: Targets,
+    num_left_out: int,
+    runner: RunnerName | Runner,
+    tell: Callable[[str, AttackEpoch], None],
+    head: Head,
+    ledger: Ledger,
+    check_ledger: Callable[[], None],
+) -> _Attacked:
+    """Attacks who votes under a head and a ledger; `check_ledger` raises once that is behind."""
+    constituents = run.in_force(ledger, head)
+    heads.check_voters(constituents, run.live.num_samples(ledger))
     wanted = _targets(constituents, targets)
     with open_runner(runner, run.record.config.scaling) as opened:
-        found = opened.map(attack, plan, wanted, lambda number, told: tell(wanted[number].name, told))
-    answers = cast(list[_Answer], found)
-    baselines = _baselines(plan, answers)
-    made = _report(plan, run.record, head, constituents, answers, baselines, len(victims) - len(kept))
-    content = seal(TypeAdapter(InversionReport).dump_json(made, indent=1))
-    run.store.create(measurement("inversion", head.number, content), content)
-    if pictures is not None:
-        _draw(pictures, plan, answers, {name: images[plan.shown] for name, images in baselines.items()})
-    return made
+        check_ledger()  # a runner takes its time to open
+        answers = cast(list[_Answer], opened.map(attack, plan, wanted, lambda n, told: tell(wanted[n].name, told)))
+    given = _baselines(plan, answers)
+    made = _report(plan, run.record, head, ledger, constituents, answers, given, num_left_out)
+    return _Attacked(report=made, answers=answers, baselines=given)
 
 
 def _baselines(plan: Plan, answers: Sequence[_Answer]) -> dict[str, np.ndarray]:
@@ -213,6 +239,7 @@ def _report(
     plan: Plan,
     record: RunRecord,
     head: Head,
+    ledger: Ledger,
     constituents: Sequence[Constituent],
     answers: Sequence[_Answer],
     baselines: Mapping[str, np.ndarray],
@@ -235,6 +262,7 @@ def _report(
         mean_image=_measure(plan, baselines[MEAN]),
         measured_at=now(),
         test_samples_in_training=record.test_samples_in_training,
+        ledger=ledger.position,
     )
 
 

@@ -19,7 +19,9 @@
     lease/<n>.json                      who reconciles
     lease/activity.json                 what the holder of the lease is doing; overwritten, and removed at the end
     spent/<stage key>/<n>.json          privacy that training the stage spends, its n-th charge; never removed
-    reports/<name>                      what was measured
+    reports/<kind>-<head>-<digest>.json what was measured of a head; removed once a request taints it
+    reports/removed-<name>              that it was removed, and for which requests
+    reports/report.html                 the page of the run
     probes/<random>                     made twice to see whether the store refuses that; removed at once
 
 Paths only: nothing here reads or writes.
@@ -41,6 +43,7 @@ FOLDERS = (
     *(LEDGER, SEGMENTS, HEADS, CERTIFICATES, LEASES, REPORTS, FEATURES, SPENT, SEALS, PROBES),
     *("index", "initial", "slices", "stages", "test"),
 )
+PAGE = "report.html"  # among the reports
 ACTIVITY = f"{LEASES}/activity.json"
 DIGITS = 8  # numbered objects sort by name
 NUMBERED = re.compile(r"(\d+)\.jsonl?")

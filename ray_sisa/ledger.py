@@ -57,6 +57,11 @@ class Ledger:
         key, scope = request.idempotency_key, request.scope
         return next((r for r in self.requests if r.idempotency_key == key and r.scope == scope), None)
 
+    def with_key(self, key: str, requester: str = "") -> Request | None:
+        """The request that a requester sent under an idempotency key of its own."""
+        scope = ("given", requester)
+        return next((r for r in self.requests if r.idempotency_key == key and r.scope == scope), None)
+
 
 EMPTY = Ledger(requests=(), digests=())
 

@@ -12,10 +12,12 @@ from ray_sisa import features
 from ray_sisa.digests import digest_bytes
 from ray_sisa.errors import StoreError
 from ray_sisa.index import ShardIndex, SliceSummary, index_from_bytes
+from ray_sisa.keyed_ids import known_as
 from ray_sisa.layout import shard_index, slice_object
 from ray_sisa.ledger import Ledger, deleted_by_shard
 from ray_sisa.lineage import Chain, Stage, make_chain, recipe_digest
 from ray_sisa.records import RunRecord
+from ray_sisa.samples import Samples
 from ray_sisa.seals import put_sealed
 from ray_sisa.slices import TAMPERED, digest_of_slice, read_slice, slice_to_bytes
 from ray_sisa.store import Store
@@ -92,18 +94,34 @@ class LiveSet:
             self._shrink(stage, deleted.get(stage.shard, set()), ledger, present)
         return [stage.slice_digest for stage in lacking]
 
+    def samples(self, stage: Stage, ledger: Ledger, present: Set[str]) -> Samples:
+        """The live samples of the slice of a stage, from its object or a larger one: of those `present`, by digest.
+
+        Raises:
+            StoreError: no object that holds them is left, or it is damaged.
+        """
+        if stage.slice_digest in present:
+            return read_slice(self._store, stage.slice_digest)
+        return self._of_larger(stage, ledger.deleted().get(stage.shard, set()), ledger, present)[2]
+
     def _shrink(self, stage: Stage, deleted: Set[str], ledger: Ledger, present: Set[str]) -> None:
         """Writes the slice object of a stage from a larger one, less the samples deleted from its shard."""
+        larger, is_kept, live = self._of_larger(stage, deleted, ledger, present)
+        # Before the slice: once that is there, nobody looks for what it can be made from.
+        features.shrink(self._store, self.run, larger, stage.slice_digest, is_kept)
+        put_sealed(self._store, slice_object(stage.slice_digest), slice_to_bytes(live))
+
+    def _of_larger(
+        self, stage: Stage, deleted: Set[str], ledger: Ledger, present: Set[str]
+    ) -> tuple[str, np.ndarray, Samples]:
+        """Digest of a larger slice, which of its samples are live, bool [N], and these."""
         for larger in self.larger_digests(stage.shard, stage.slice, ledger):
             if larger in present:
                 samples = read_slice(self._store, larger)
-                is_kept = np.array([i not in deleted for i in samples.ids.to_pylist()])
+                is_kept = np.array([i not in deleted for i in known_as(self.run, samples.ids).to_pylist()])
                 live = samples.take(np.flatnonzero(is_kept))
                 assert digest_of_slice(live) == stage.slice_digest  # both follow from the index and the ledger
-                # Before the slice: once that is there, nobody looks for what it can be made from.
-                features.shrink(self._store, self.run, larger, stage.slice_digest, is_kept)
-                put_sealed(self._store, slice_object(stage.slice_digest), slice_to_bytes(live))
-                return
+                return larger, is_kept, live
         rule = f"is not there, nor any object to make it from (shard {stage.shard}, slice {stage.slice})"
         remedy = "Restore the slices folder from a backup; what was deleted is swept from it by `ray-sisa unlearn`"
         raise StoreError(self._store.where(slice_object(stage.slice_digest)), "", rule, remedy)

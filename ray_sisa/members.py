@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +12,7 @@ from ray_sisa import data, stored_sources
 from ray_sisa.config import DataConfig
 from ray_sisa.errors import RequestError
 from ray_sisa.index import digest_rows
+from ray_sisa.keyed_ids import key_of, known_as
 from ray_sisa.ledger import Ledger
 from ray_sisa.live import LiveSet
 from ray_sisa.records import Constituent, RunRecord
@@ -123,12 +124,15 @@ def forget_and_retain(
 
 
 def _own(run: RunRecord, live: LiveSet, source: Samples) -> Samples:
-    """Those of the samples of a source that the run was made from, their content compared."""
+    """Those of the samples of a source that the run was made from, their content compared, as its index names them."""
     known: dict[str, bytes] = {}
     for shard in range(len(run.slices)):
         index = live.index(shard)
         known |= zip(index.ids.to_pylist(), map(bytes, index.row_digests), strict=True)
-    ids, digests = source.ids.to_pylist(), map(bytes, digest_rows(source))
+    key = key_of(run)
+    stored = key.of_samples(source) if key else source
+    source = replace(stored, ids=known_as(run, stored.ids))
+    ids, digests = source.ids.to_pylist(), map(bytes, digest_rows(stored))
     same = {i: known[i] == digest for i, digest in zip(ids, digests, strict=True) if i in known}
     changed = [i for i, equal in same.items() if not equal]
     if changed:

@@ -56,6 +56,7 @@ def forgotten(done: Forgotten) -> Answer:
         ("request", f"{done.request}"),
         ("samples", f"{done.samples:,} live, {done.already_forgotten:,} already forgotten"),
     ]
+    rows += _copies(done)
     if done.unknown:
         some = ", ".join(map(ids.shown, done.unknown_examples[:_NUM_EXAMPLES]))
         rows.append(
@@ -63,6 +64,17 @@ def forgotten(done: Forgotten) -> Answer:
         )
     rows.append(("next", "`ray-sisa unlearn` completes it; from now on no reader is served models of these samples"))
     return Answer(fields=asdict(done), text=table(rows))
+
+
+def _copies(done: Forgotten) -> list[tuple[str, str]]:
+    """What became of samples with the content of those that were named."""
+    if done.copies is None:
+        return [] if done.copies_deleted else [("copies", "not looked for, as that takes long; --with-duplicates does")]
+    if done.copies_deleted:
+        return [("copies", f"{done.copies:,} live samples with the same content are deleted too")]
+    if not done.copies:
+        return []
+    return [("copies", f"{done.copies:,} live samples have the same content and STAY; --with-duplicates deletes them")]
 
 
 def unlearned(done: Reconciliation) -> Answer:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 
-from ray_sisa import creation, exclusions, features, heads, retention, seals
+from ray_sisa import creation, exclusions, features, heads, measurements, retention, seals
 from ray_sisa.activity import ActivityWriter
 from ray_sisa.certificates import certify
 from ray_sisa.engine.driver import run_chains
@@ -161,6 +161,7 @@ class Reconciler:
         told = {path for path in doomed_slices if kind_of(path) != SEALS}
         self._tell_strays(doomed.keys(), told - attempts, ledger)
         self._store.delete([*doomed_slices, *(attempts - set(doomed_slices))])
+        measurements.purge(self._store, ledger, retires=bool(doomed))
         # The commit records first: without its own a stage is absent, however little else was deleted.
         self._store.delete(stage_record(key) for key in doomed)
         self._store.delete(path for key, paths in doomed.items() for path in paths if path != stage_record(key))

@@ -77,6 +77,8 @@ class RunRecord(StoredRecord):
     created_at: Moment
     test_samples_in_training: int | None = None
     """Test samples that are training samples too, by id or content; None where nobody counted, or there is no test."""
+    ids_key_mark: str | None = None
+    """What tells the key of its ids from others; None where they are plain."""
 
     @model_validator(mode="before")
     @classmethod
@@ -373,6 +375,8 @@ class Certificate(WithExclusions):
     """What the store keeps of deleted objects, and for how long, or why that is unknown."""
     kept_objects: tuple[str, ...] = ()
     """Deleted objects of which versions were to be removed and could not."""
+    removed_measurements: tuple[str, ...] = ()
+    """Reports of models that saw the samples: they were removed."""
 
     @property
     def path(self) -> str:

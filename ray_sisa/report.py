@@ -17,13 +17,13 @@ import yaml
 from jinja2 import Environment as Templates
 from jinja2 import PackageLoader, StrictUndefined
 
-from ray_sisa import charts, heads
+from ray_sisa import charts, heads, measurements
 from ray_sisa.charts import Measured, Target, above_null
 from ray_sisa.clock import now
 from ray_sisa.costs import Costs, RequestRow, request_rows, total_costs
 from ray_sisa.errors import StoreError
 from ray_sisa.foreign_text import redacted
-from ray_sisa.layout import HEADS, numbered, report
+from ray_sisa.layout import HEADS, PAGE, numbered, report
 from ray_sisa.ledger import Ledger
 from ray_sisa.lineage import Chain, recipe_digest
 from ray_sisa.printing_measures import in_training, nature
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ray_sisa.status import ShardStatus, Status
     from ray_sisa.study.results import Attack
 
-NAME = "report.html"
+NAME = PAGE
 SECRET = "(secret, in run.json)"
 
 CellState = Literal["kept", "retrained", "emptied", "empty", "diverged", "missing"]
@@ -110,11 +110,13 @@ def write_report(run: Run, path: Path | None = None) -> str:
     Raises:
         StoreError: the store cannot be read, or the page cannot be written.
     """
+    ledger = run.ledger()
     content = render(make_page(run)).encode()
     if path is None:
         run.store.delete([report(NAME)])
         run.store.put(report(NAME), content)
-        return f"{run.store.uri}/{report(NAME)}"
+        # Whoever completes a request that comes later removes the page; one that came before is respected here.
+        return write_report(run) if run.ledger().position > ledger.position else f"{run.store.uri}/{report(NAME)}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
@@ -159,6 +161,7 @@ def make_page(run: Run) -> Page:
             *_diverged(status),
             *_cost(total_costs(run, ledger, requests)),
             *_findings(states, targets),
+            *_removed(len(measurements.removed(run.store))),
             *_overlap(run.record),
         ),
         states=states,
@@ -318,6 +321,10 @@ def _cost(costs: Costs | None) -> list[str]:
 
 def _fewer(passes: int, full: int) -> str:
     return f", which is {full / passes:.1f}x fewer" if passes < full else ""
+
+
+def _removed(number: int) -> list[str]:
+    return [f"Measurements removed, since they were of models that saw deleted samples: {number}."] if number else []
 
 
 def _findings(states: Sequence[Measured], targets: Sequence[Target]) -> list[str]:

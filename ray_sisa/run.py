@@ -130,6 +130,7 @@ class Run:
         key: str | None = None,
         ignore_unknown: bool = False,
         requester: str = "",
+        with_duplicates: bool = False,
     ) -> Forgotten:
         """Acknowledges a deletion request: once this returns it is kept, and no reader is served the samples' models.
 
@@ -140,12 +141,13 @@ class Run:
             key: idempotency key; a request sent again under its key is the same request.
             ignore_unknown: pass over names that the run never had.
             requester: who asks, kept with the request; nobody's identity is checked, but keys of one are not another's.
+            with_duplicates: delete live samples with the very content of one that is named, too.
 
         Raises:
             RequestError: nothing is named, or names are unknown; nothing was written.
         """
-        about = {"reason": reason, "requester": requester}
-        return acknowledge(self, samples=samples, subjects=subjects, key=key, ignore_unknown=ignore_unknown, **about)
+        about = (reason, key, ignore_unknown, requester, with_duplicates)
+        return acknowledge(self, samples, subjects, *about)
 
     def locate(self, *, samples: ids.Ids = (), subjects: ids.Ids = ()) -> Found:
         """Sample ids by (shard, slice) of samples and subjects, and how many names the run never had.
@@ -156,7 +158,7 @@ class Run:
         return Census(self.live, self.record).find(samples=samples, subjects=subjects)
 
     def sample_ids(self, shard: int, slice_number: int) -> list[str]:
-        """Ids that a slice was given at ingest, deleted ones among them, sorted."""
+        """Ids that a slice was given at ingest, deleted ones among them, sorted; tombstones where ids are keyed."""
         return self.live.index(shard).sample_ids(slice_number)
 
     def status(self) -> Status:
@@ -345,10 +347,10 @@ class Run:
         )
 
     def evaluations(self) -> list[Evaluation]:
-        """All evaluations made of this run, the oldest first; they name no sample."""
+        """What was evaluated of this run and no request has tainted since, the oldest first; they name no sample."""
         from ray_sisa.audit import read_evaluations
 
-        return read_evaluations(self.store)
+        return read_evaluations(self.store, self.ledger())
 
     def check(self, tell: Callable[[int, int], None] = lambda done, of: None) -> Checked:
         """Reads every object of the run and says what is damaged, missing, or must not exist; writes nothing.

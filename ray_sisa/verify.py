@@ -21,6 +21,7 @@ from ray_sisa.errors import DivergedError, StoreError
 from ray_sisa.exclusions import DivergenceRecord
 from ray_sisa.heads import in_force, latest_head
 from ray_sisa.index import SliceSummary
+from ray_sisa.keyed_ids import known_as
 from ray_sisa.layout import RUN, UNREACHABLE, divergence_record, slice_object, stage_record
 from ray_sisa.ledger import Ledger, read_ledger
 from ray_sisa.lineage import Chain, Stage, make_chain, recipe_digest
@@ -149,7 +150,7 @@ def _jobs(
 def replay(shared: Replayer, job: ReplayJob) -> list[StageCheck]:
     """Trains the stages of a job again, in the process that calls."""
     shared.store.get(RUN, UNREACHABLE)  # a node that sees another folder says so, and not that slices are lost
-    parts, problems = _read_slices(shared.store, job)
+    parts, problems = _read_slices(shared, job)
     seen, diverged = _Seen(shared), shared.store.diverged_stages()
     recomputed = _recomputed_keys(shared.run, job.chain, parts)
     checks: list[StageCheck] = []
@@ -193,26 +194,25 @@ def replay(shared: Replayer, job: ReplayJob) -> list[StageCheck]:
     return checks
 
 
-def _read_slices(store: Store, job: ReplayJob) -> tuple[list[Samples | None], list[str]]:
+def _read_slices(shared: Replayer, job: ReplayJob) -> tuple[list[Samples | None], list[str]]:
     """The slices of a chain as they lie in the store, and what is wrong with each (empty: nothing)."""
     parts: list[Samples | None] = []
     problems: list[str] = []
     for stage in job.chain.stages:
         path = slice_object(stage.slice_digest)
         try:
-            samples: Samples | None = slice_from_bytes(store.get(path), path)
+            samples = slice_from_bytes(shared.store.get(path), path)
         except StoreError as error:
-            samples, problem = None, str(error)
+            parts.append(None)
+            problems.append(str(error))
         else:
-            problem = _slice_problem(samples, stage, job.deleted)
-        parts.append(samples)
-        problems.append(problem)
+            parts.append(samples)
+            problems.append(_slice_problem(shared.run, samples, stage, job.deleted))
     return parts, problems
 
 
-def _slice_problem(samples: Samples | None, stage: Stage, deleted: frozenset[str]) -> str:
-    assert samples is not None
-    revived = deleted & set(samples.ids.to_pylist())
+def _slice_problem(run: RunRecord, samples: Samples, stage: Stage, deleted: frozenset[str]) -> str:
+    revived = deleted & set(known_as(run, samples.ids).to_pylist())
     if revived:
         return f"slice {stage.slice} holds {len(revived)} deleted samples"
     if digest_of_slice(samples) != stage.slice_digest:

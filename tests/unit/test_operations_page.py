@@ -49,6 +49,7 @@ PASSED_ON = {
     ("ids.py", AS_TEXT): {"id", "reason", "key", "requester"},
     ("uris.py", AS_TEXT): set(),  # of errors of several classes, whose fields others raise as well
     ("divergence.py", "DivergedError"): {"stage", "shard"},
+    ("keyed_ids.py", "ConfigError"): {"RAY_SISA_IDS_KEY_FILE", "RAY_SISA_IDS_KEY_COMMAND", "RAY_SISA_IDS_KEY"},
     ("census.py", "RequestError"): {"unknown ids", "forget"},
     ("array_files.py", "DataError"): {"inputs"},
     ("cli.py", "RequestError"): {"--shards"},
