@@ -32,8 +32,10 @@ TOKEN = "Check that it runs there (10001 is not the GCS) and, if it wants a toke
 
 
 @contextmanager
-def joining(named: str, resolve: Callable[[], str | None]) -> Iterator[None]:
+def joining(named: str, resolve: Callable[[], str | None]) -> Iterator[str | None]:
     """Judges an address, then lets the block attach to it, for a bounded time; SIGTERM does there what it did before.
+
+    The block gets HOST:PORT, or None where it is to start a cluster.
 
     Args:
         named: what RAY_ADDRESS says; empty where it says nothing.
@@ -48,7 +50,7 @@ def joining(named: str, resolve: Callable[[], str | None]) -> Iterator[None]:
         if found is not None:
             probe(found, named)
         with kept(), _bounded(named or found) if found else nullcontext():
-            yield
+            yield found
     except SisaError:
         raise
     except Exception as error:  # of many classes, and of long texts

@@ -8,13 +8,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Generator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import ray
 from ray._private.services import canonicalize_bootstrap_address
 
 from ray_sisa.config import Scaling
-from ray_sisa.engine import address
+from ray_sisa.engine import address, ray_local
 from ray_sisa.engine.mapping import JobNews, Lost, Raised, Said, map_items
 from ray_sisa.engine.ray_cluster import RayCluster
 from ray_sisa.engine.ray_pool import RayPool
@@ -108,6 +109,9 @@ def _join() -> None:
     # Since Ray 2.59 each start of a cluster tells of its token: docs/security.md does so once.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     resolve: Any = canonicalize_bootstrap_address
-    with address.joining(os.environ.get("RAY_ADDRESS", ""), lambda: resolve(None)):
+    with (
+        address.joining(os.environ.get("RAY_ADDRESS", ""), lambda: resolve(None)) as found,
+        nullcontext() if found else ray_local.apart(),
+    ):
         # Workers' prints would land on the driver's standard output, which belongs to --json.
         ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.WARNING)
