@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -121,8 +120,15 @@ def forget(
     """Acknowledge a deletion request. From then on no reader is served models of these samples."""
     opened = _open(run)
     named = named_ids(opened, samples, subjects, samples_from, subjects_from)
-    ask = partial(opened.forget, **named, reason=reason, key=key, requester=requester)
-    return printing.forgotten(ask(ignore_unknown=ignore_unknown, with_duplicates=with_duplicates))
+    done = opened.forget(
+        **named,
+        reason=reason,
+        key=key,
+        requester=requester,
+        ignore_unknown=ignore_unknown,
+        with_duplicates=with_duplicates,
+    )
+    return printing.forgotten(done)
 
 
 @app.command(cls=_Command)

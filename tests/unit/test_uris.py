@@ -13,6 +13,7 @@ from ray_sisa import endpoint, parquet_sources, uris
 from ray_sisa.errors import DataError, SisaError, StoreError
 from ray_sisa.foreign_text import redacted
 from ray_sisa.location import resolve_uri
+from ray_sisa.report import _configuration
 from ray_sisa.run import Run
 
 SECRET = "se/cr+et@x"  # as Amazon's may be: with a slash, and here with what ends user information too
@@ -87,6 +88,19 @@ def test_no_error_repeats_them_whatever_it_is_about(field: str) -> None:
     content = {"field": "f", "value": "v", "rule": "r", "remedy": "m"} | {field: f"of s3://AK:{SECRET}@b/c, say"}
     assert "***@b/c, say" in str(DataError(**content))
     assert "cr+et" not in str(DataError(**content)) + repr(DataError(**content).args)
+
+
+def test_a_run_from_before_opens_and_its_report_leaves_them_out(tmp_path: Path) -> None:
+    run = Run.create(small_config(tmp_path), dataset=dataset(all_samples()))
+    data = run.record.config.data.model_copy(update={"train": f"s3://AK:{SECRET}@bucket/train.parquet"})
+    config = run.record.config.model_copy(update={"data": data})
+    (tmp_path / "run" / "run.json").write_bytes(run.record.model_copy(update={"config": config}).to_bytes())
+    opened = Run.open(run.store.uri)
+    assert opened.record.config.data.train == data.train
+    assert opened.forget(samples=opened.sample_ids(0, 1)[:1]).request == 1
+    shown = _configuration(opened)
+    assert "s3://***@bucket/train.parquet" in shown
+    assert "cr+et" not in shown
 
 
 def test_what_is_no_uri_is_printed_as_it_is() -> None:
