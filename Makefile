@@ -31,10 +31,10 @@ demo: $(STAMP) ## train, forget and prove it, on this machine
 
 # One process a core, four at most; those that start Ray clusters share one, see tests/conftest.py.
 test: $(STAMP) ## run the tests; PYTEST_ARGS adds arguments
-	$(BIN)/python -m pytest $(TEST_ARGS) -m "not cloud" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(TEST_ARGS) -m "not cloud and not smoke" $(PYTEST_ARGS)
 
 # Those on Azurite are skipped unless AZURITE names its program: `npm install --prefix DIR azurite`.
-test-all: $(STAMP) ## run these and the tests on servers that stand for other clouds
+test-all: $(STAMP) ## run these, studies and benchmarks at small sizes, and the tests on servers of other clouds
 	$(BIN)/python -m pytest $(TEST_ARGS) $(PYTEST_ARGS)
 
 check: $(STAMP) ## formatting, lint, types and the contracts between modules

@@ -23,7 +23,7 @@ from ray_sisa.study.presets import PRESETS, SMOKE, Size
 from ray_sisa.study.results import StudyRecord
 from ray_sisa.study.samples import part
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.smoke, pytest.mark.timeout(1800)]
 
 SMALL = Size(num_classes=2, train_per_class=10, test_per_class=5)
 ENOUGH = 6  # steps done before the driver is killed

@@ -18,7 +18,7 @@ from ray_sisa.inversion_study.pictures import PICTURES, read_pictures
 from ray_sisa.inversion_study.presets import SMOKE
 from ray_sisa.inversion_study.results import InversionRecord
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.smoke, pytest.mark.timeout(1800)]
 
 ENOUGH = 4  # steps done before the driver is killed
 

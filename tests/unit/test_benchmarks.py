@@ -24,6 +24,7 @@ ANSWERS = {
 
 
 @pytest.mark.slow
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     "name",
     [
