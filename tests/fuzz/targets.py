@@ -151,7 +151,7 @@ def record_examples() -> list[bytes]:
             "reason": "\u00e9",
             "places": [{"shard": 0, "slice": 1, "samples": many}],
             "previous": None,
-            "created_at": text,
+            "created_at": "2026-01-01T00:00:00+00:00",
         },
         "Head": {
             "number": 1,
@@ -161,7 +161,7 @@ def record_examples() -> list[bytes]:
             "constituents": [{"shard": 0, "key": text, "slice": 1, "num_samples": 2, "weights_digest": text}],
             "ensemble_digest": text,
             "previous": None,
-            "created_at": text,
+            "created_at": "2026-01-01T00:00:00+00:00",
         },
         "LeaseRecord": {"number": 1, "holder": text, "expires_at": 1.5},
         "Environment": environment | {"threads": 1},

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_sisa.clock import now
 from ray_sisa.digests import digest_bytes, seal, unseal
 from ray_sisa.errors import BusyError, StoreError
 from ray_sisa.heads import constituent, ensemble_digest, in_force, latest_head, roll_back, write_head
@@ -44,7 +43,7 @@ def commit(store: Store, shard: int, number: int, ancestors: tuple[int, ...] | N
         sample_passes=0,
         seconds=0,
         environment=ENVIRONMENT,
-        committed_at=now(),
+        committed_at="2026-01-01T00:00:00+00:00",
     )
     store.put(stage_record(record.key), record.to_bytes())
     return record
@@ -52,7 +51,14 @@ def commit(store: Store, shard: int, number: int, ancestors: tuple[int, ...] | N
 
 def request_for(*places: tuple[int, int], number: int = 1) -> Request:
     named = tuple(Place(shard=s, slice=r, samples=(f"{s}-{r}",)) for s, r in places)
-    return Request(number=number, idempotency_key="", reason="", places=named, previous=None, created_at=now())
+    return Request(
+        number=number,
+        idempotency_key="",
+        reason="",
+        places=named,
+        previous=None,
+        created_at="2026-01-01T00:00:00+00:00",
+    )
 
 
 def ledger_of(*requests: Request) -> Ledger:

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_sisa import ledger as ledger_module
-from ray_sisa.clock import now
 from ray_sisa.errors import RequestError, StoreError
 from ray_sisa.layout import numbered
 from ray_sisa.ledger import Ledger, append, compact, deleted_by_shard, first_slices, read_ledger
@@ -40,7 +39,7 @@ def request_of(number: int, places: dict[tuple[int, int], list[str]]) -> Request
         reason="",
         places=tuple(Place(shard=s, slice=r, samples=tuple(ids)) for (s, r), ids in places.items()),
         previous=None,
-        created_at=now(),
+        created_at="2026-01-01T00:00:00+00:00",
     )
 
 

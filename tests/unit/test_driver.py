@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from ray_sisa.clock import now
 from ray_sisa.config import Scaling, TrainingRecipe
 from ray_sisa.engine import turns
 from ray_sisa.engine.driver import run_chains
@@ -47,7 +46,7 @@ def record_of(stage: Stage) -> StageRecord:
         sample_passes=stage.sample_passes,
         seconds=0,
         environment=ENVIRONMENT,
-        committed_at=now(),
+        committed_at="2026-01-01T00:00:00+00:00",
     )
 
 

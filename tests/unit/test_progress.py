@@ -7,7 +7,6 @@ import io
 import pytest
 
 from ray_sisa.answer import duration
-from ray_sisa.clock import now
 from ray_sisa.engine.work import ChainEnded, EpochDone, FeaturesUnderway, StageDone, StageUnderway
 from ray_sisa.lineage import Stage
 from ray_sisa.progress import Progress
@@ -62,7 +61,7 @@ def committed(of: Stage) -> StageDone:
         sample_passes=of.sample_passes,
         seconds=1.0,
         environment=ENVIRONMENT,
-        committed_at=now(),
+        committed_at="2026-01-01T00:00:00+00:00",
     )
     return StageDone(record=record)
 
