@@ -75,7 +75,8 @@ class Process:
     def kill(self) -> None:
         """Kills it, if it runs, and waits for its end."""
         if self.wait(0) is None:
-            os.kill(self.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(self.pid, signal.SIGKILL)
             self.wait(START_S)
 
 
