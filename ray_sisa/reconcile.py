@@ -24,6 +24,7 @@ from ray_sisa.engine.driver import run_chains
 from ray_sisa.engine.runner import OpenRunner, Runner, device_of
 from ray_sisa.engine.work import ChainWork, Event
 from ray_sisa.errors import StoreError, TrainingError
+from ray_sisa.foreign_text import escaped
 from ray_sisa.layout import (
     ACTIVITY,
     FEATURES,
@@ -199,7 +200,8 @@ class Reconciler:
             explained = _names(self._live.chains(ledger, up_to=position))
             keys, slices = keys - explained[0], {path for path in slices if samples_of(path) not in explained[1]}
         for name in [f"stages/{key}" for key in sorted(keys)] + sorted(slices):
-            logger.warning("%s must not exist: a late writer or a restored backup left it; it is removed", name)
+            rule = "must not exist: a late writer or a restored backup left it; it is removed"
+            logger.warning("%s %s", escaped(name), rule)
 
     def _train(self, chains: Sequence[Chain], ledger: Ledger, open_runner: OpenRunner, lease: Lease) -> None:
         policy = self._run.config.recipe.on_divergence
