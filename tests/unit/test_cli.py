@@ -58,9 +58,9 @@ def refusal(*arguments: object) -> dict[str, str]:
     return error
 
 
-def in_a_process(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
+def in_a_process(*arguments: object, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "ray_sisa.cli", *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | variables
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
 
 
@@ -501,6 +501,17 @@ def test_with_ray_standard_output_is_the_answer_alone(run: Path, tmp_path: Path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["requests"] == [1]
     assert done.stdout.count("\n") == 1
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_ray_of_its_own_says_nothing_of_its_token(run: Path, tmp_path: Path) -> None:
+    """In a home without one, where it is made."""
+    answer("forget", run, "--samples", ids(run, 0, 1)[0])
+    done = in_a_process("unlearn", run, "--json", "--quiet", folder=tmp_path, HOME=str(tmp_path), RAY_ADDRESS="local")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["requests"] == [1]
+    assert (tmp_path / ".ray" / "auth_token").is_file()
 
 
 @pytest.mark.ray
