@@ -163,7 +163,7 @@ def test_a_divergence_comes_back_as_an_error_or_is_passed_over(
     with pytest.raises(TrainingError, match=r"shard \d, slice 1: diverged: .* recipe\.on_divergence"):
         train(tmp_path, "fails", on_ray, samples, hopeless)
     run = Run.create(
-        small_config(tmp_path, name="goes on", recipe=hopeless | {"on_divergence": "exclude"}),
+        small_config(tmp_path, name="goes-on", recipe=hopeless | {"on_divergence": "exclude"}),
         dataset=dataset(samples),
     )
     told: list[Event] = []

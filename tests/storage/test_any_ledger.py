@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_sisa import ledger as ledger_module
+from ray_sisa.clock import now
 from ray_sisa.errors import RequestError, StoreError
 from ray_sisa.layout import numbered
 from ray_sisa.ledger import Ledger, append, compact, deleted_by_shard, first_slices, read_ledger
@@ -98,7 +99,7 @@ def test_without_a_key_content_decides(store: Store, key: str | None) -> None:
 def test_the_key_that_another_is_about_to_use_stops_nobody(store: Store) -> None:
     """Who knows which samples another will name knows the key of that request, and may send another one under it."""
     victim = {(0, 1): ["a", "b"]}
-    default = Request(number=1, idempotency_key="", reason="", places=(), previous=None, created_at="")
+    default = Request(number=1, idempotency_key="", reason="", places=(), previous=None, created_at=now())
     places = (Place(shard=0, slice=1, samples=("a", "b")),)
     guessed = default.model_copy(update={"places": places}).key_of_samples
     assert append(store, {(0, 1): ["c"]}, "", guessed).number == 1
