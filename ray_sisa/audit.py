@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -147,24 +148,21 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates the ensemble in force, or an approximate model in its place, and keeps it in the run: see `Run`."""
     names = tuple(forget) if forget is not None and not isinstance(forget, int) else forget
-
-    def measure(head: Head, ledger: Ledger, check: Callable[[], None]) -> Evaluation:
-        return _evaluate(run, head, ledger, check, names, source, aggregation, runner, approximation)
-
+    measure = partial(_evaluate, run, names, source, aggregation, runner, approximation)
     to_json = TypeAdapter(Evaluation).dump_json
     return measurements.keep(run, "evaluation", measure, lambda made: to_json(made, indent=1))
 
 
 def _evaluate(
     run: Run,
-    head: Head,
-    ledger: Ledger,
-    check: Callable[[], None],
     forget: int | Iterable[str] | None,
     source: DataConfig | None,
     aggregation: Rule,
     runner: RunnerName | Runner,
     approximation: str | None,
+    head: Head,
+    ledger: Ledger,
+    check: Callable[[], None],
 ) -> Evaluation:
     """Evaluates who votes under a head and a ledger; `check` raises once that is behind."""
     if source is not None:

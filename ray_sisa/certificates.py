@@ -61,12 +61,13 @@ def certify(store: Store, live: LiveSet, ledger: Ledger, kept: Kept) -> tuple[Ce
     first = next((r.number for r in ledger.requests if r.number not in certified), None)
     if first is None:
         return ()
+    removed = measurements.removed_by_request(store)
     written = []
     for batch in _batches(heads.history(store, first), live, ledger, certified):
         for request, shards in zip(batch.requests, batch.shards, strict=True):
             if request.number not in certified:
-                removed = measurements.removed_for(store, request.number)
-                certificate = _certificate(batch, request, shards, ledger, live, kept, removed)
+                gone = removed.get(request.number, ())
+                certificate = _certificate(batch, request, shards, ledger, live, kept, gone)
                 store.create(numbered(CERTIFICATES, request.number), certificate.to_bytes())
                 written.append(certificate)
     return tuple(written)

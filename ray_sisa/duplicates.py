@@ -9,6 +9,7 @@ from __future__ import annotations
 from ray_sisa.census import Places
 from ray_sisa.keyed_ids import known_as
 from ray_sisa.ledger import Ledger
+from ray_sisa.lineage import Stage
 from ray_sisa.live import LiveSet
 from ray_sisa.samples import image_digests
 from ray_sisa.store import Store
@@ -30,19 +31,19 @@ def find(store: Store, live: LiveSet, ledger: Ledger, named: Places) -> Places:
     stages = [stage for chain in live.chains(ledger) for stage in chain.stages]
     present = store.slice_digests()
     wanted = {sample for ids in named.values() for sample in ids}
-    content: set[str] = set()
-    for stage in stages:
-        if (stage.shard, stage.slice) in named:
-            samples = live.samples(stage, ledger, present)
-            is_named = [i in wanted for i in known_as(live.run, samples.ids).to_pylist()]
-            content |= {digest for digest, yes in zip(image_digests(samples), is_named, strict=True) if yes}
+
+    def read(stage: Stage) -> list[tuple[str, str]]:
+        """Name and content of each sample."""
+        samples = live.samples(stage, ledger, present)
+        return list(zip(known_as(live.run, samples.ids).to_pylist(), image_digests(samples), strict=True))
+
+    known = {stage.key: read(stage) for stage in stages if (stage.shard, stage.slice) in named}
+    content = {digest for rows in known.values() for name, digest in rows if name in wanted}
     copies: Places = {}
     for stage in stages if content else ():
-        samples = live.samples(stage, ledger, present)
-        names = known_as(live.run, samples.ids).to_pylist()
-        alike = [n for n, d in zip(names, image_digests(samples), strict=True) if d in content and n not in wanted]
-        if alike:
-            copies[stage.shard, stage.slice] = sorted(alike)
+        rows = known.get(stage.key) or read(stage)
+        if alike := sorted(name for name, digest in rows if digest in content and name not in wanted):
+            copies[stage.shard, stage.slice] = alike
     return copies
 
 

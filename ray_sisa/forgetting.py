@@ -9,7 +9,7 @@ from ray_sisa import duplicates, heads, ids
 from ray_sisa.census import Places
 from ray_sisa.errors import RequestError, StoreError
 from ray_sisa.ledger import Ledger, append
-from ray_sisa.records import Request
+from ray_sisa.records import Request, given_by
 
 if TYPE_CHECKING:
     from ray_sisa.run import Run
@@ -64,7 +64,7 @@ def acknowledge(
     ledger = run.ledger()
     heads.check_respected(run.store, ledger, head)
     places, num_copies = found.places, None
-    sent = ledger.with_key(key, requester) if key else None
+    sent = ledger.with_key(key, given_by(requester)) if key else None
     if with_duplicates and sent and _covers(sent, places):
         places = {(p.shard, p.slice): list(p.samples) for p in sent.places}  # its copies are gone, and not found again
     elif with_duplicates:

@@ -16,7 +16,7 @@ from ray_sisa.clock import now
 from ray_sisa.digests import END, digest_bytes
 from ray_sisa.errors import RequestError, StoreError
 from ray_sisa.layout import LEDGER, SEGMENTS, numbered, segment
-from ray_sisa.records import Place, Request
+from ray_sisa.records import Place, Request, Scope
 from ray_sisa.store import Store
 
 logger = logging.getLogger(__name__)
@@ -54,12 +54,10 @@ class Ledger:
 
     def same_as(self, request: Request) -> Request | None:
         """The request that carries the idempotency key of this one, and means the same by it."""
-        key, scope = request.idempotency_key, request.scope
-        return next((r for r in self.requests if r.idempotency_key == key and r.scope == scope), None)
+        return self.with_key(request.idempotency_key, request.scope)
 
-    def with_key(self, key: str, requester: str = "") -> Request | None:
-        """The request that a requester sent under an idempotency key of its own."""
-        scope = ("given", requester)
+    def with_key(self, key: str, scope: Scope) -> Request | None:
+        """The request that carries an idempotency key of this scope."""
         return next((r for r in self.requests if r.idempotency_key == key and r.scope == scope), None)
 
 

@@ -152,7 +152,8 @@ def purge(store: Store, ledger: Ledger, *, retires: bool) -> None:
         store.create(record.path, record.to_bytes())
     if doomed:
         logger.info("%d measurements of models that saw deleted samples are removed", len(doomed))
-    store.delete([report(PAGE), *doomed])
+    page = report(PAGE)
+    store.delete([*([page] if page in store.sizes(REPORTS) else []), *doomed])
 
 
 def removed(store: Store) -> list[str]:
@@ -160,16 +161,19 @@ def removed(store: Store) -> list[str]:
     return sorted(path for path in store.sizes(REPORTS) if path.startswith(report("removed-")))
 
 
-def removed_for(store: Store, request: int) -> tuple[str, ...]:
-    """Names of the measurements that one request removed."""
-    found = []
+def removed_by_request(store: Store) -> dict[int, tuple[str, ...]]:
+    """Names of the measurements that were removed for each request, if any were."""
+    found: dict[int, tuple[str, ...]] = {}
     for path in removed(store):
         try:
             record = store.find_record(path, RemovedMeasurement)
         except StoreError:
-            continue  # a check names it; no request waits for it
-        found += [record.name] if record and request in record.requests else []
-    return tuple(found)
+            record = None  # a check names it; no request waits for it
+        if record is None:
+            continue
+        for request in record.requests:
+            found[request] = (*found.get(request, ()), record.name)
+    return found
 
 
 def _position(store: Store, respected: _Respects) -> int:

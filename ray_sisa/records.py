@@ -302,6 +302,15 @@ class Place(StoredRecord):
     samples: tuple[str, ...]
 
 
+Scope = tuple[str, str] | None
+"""Whose an idempotency key is; None where it follows from the samples."""
+
+
+def given_by(requester: str) -> Scope:
+    """The scope of the keys that a requester gives."""
+    return ("given", requester)
+
+
 class Request(StoredRecord):
     """ledger/<n>.json: deletion request n."""
 
@@ -333,12 +342,12 @@ class Request(StoredRecord):
         return digest_json([place.samples for place in self.places])
 
     @property
-    def scope(self) -> tuple[str, str] | None:
+    def scope(self) -> Scope:
         """Whose its idempotency key is; None where it follows from the samples.
 
         Only requests of one scope meet: else a request under the key that another is about to use would stop that one.
         """
-        return None if self.idempotency_key == self.key_of_samples else ("given", self.requester)
+        return None if self.idempotency_key == self.key_of_samples else given_by(self.requester)
 
     @property
     def sample_ids(self) -> list[str]:

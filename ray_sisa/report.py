@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from ray_sisa.status import ShardStatus, Status
     from ray_sisa.study.results import Attack
 
-NAME = PAGE
 SECRET = "(secret, in run.json)"
 
 CellState = Literal["kept", "retrained", "emptied", "empty", "diverged", "missing"]
@@ -113,10 +112,10 @@ def write_report(run: Run, path: Path | None = None) -> str:
     ledger = run.ledger()
     content = render(make_page(run)).encode()
     if path is None:
-        run.store.delete([report(NAME)])
-        run.store.put(report(NAME), content)
+        run.store.delete([report(PAGE)])
+        run.store.put(report(PAGE), content)
         # Whoever completes a request that comes later removes the page; one that came before is respected here.
-        return write_report(run) if run.ledger().position > ledger.position else f"{run.store.uri}/{report(NAME)}"
+        return write_report(run) if run.ledger().position > ledger.position else f"{run.store.uri}/{report(PAGE)}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)

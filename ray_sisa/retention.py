@@ -13,7 +13,7 @@ from typing import Literal
 from ray_sisa.buckets import DAY_S, Unknown, open_bucket
 from ray_sisa.config import PurgeConfig
 from ray_sisa.errors import StoreError
-from ray_sisa.layout import FEATURES, LEASES, PROBES, SEALS
+from ray_sisa.layout import FEATURES, LEASES, PROBES, REPORTS, SEALS
 from ray_sisa.location import open_remote, without_options
 from ray_sisa.store import Store
 
@@ -23,6 +23,7 @@ _TOLD: set[str] = set()  # stores of which this process has warned
 SAMPLES = (
     FEATURES,
     SEALS,
+    REPORTS,
     "slices",
     "stages",
 )  # what a purge deletes: it holds samples, tells of them or saw them
@@ -144,4 +145,6 @@ def told(store: Store) -> str:
         old = open_bucket(open_remote(store.uri)).old_versions(SAMPLES)
     except Unknown as reason:
         return f"{found.sentence}; how many is not known: {reason}"
-    return f"{found.sentence}: {sum(not version.is_mark for version in old)} of samples, features and stages"
+    return (
+        f"{found.sentence}: {sum(not version.is_mark for version in old)} of samples, features, stages and measurements"
+    )

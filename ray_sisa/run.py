@@ -146,8 +146,7 @@ class Run:
         Raises:
             RequestError: nothing is named, or names are unknown; nothing was written.
         """
-        about = (reason, key, ignore_unknown, requester, with_duplicates)
-        return acknowledge(self, samples, subjects, *about)
+        return acknowledge(self, samples, subjects, reason, key, ignore_unknown, requester, with_duplicates)
 
     def locate(self, *, samples: ids.Ids = (), subjects: ids.Ids = ()) -> Found:
         """Sample ids by (shard, slice) of samples and subjects, and how many names the run never had.

@@ -77,13 +77,15 @@ def make(versions: Versions, policy: str = "warn") -> Run:
 
 
 def traces(versions: Versions, run: Run, deleted: list[str], retired: set[str]) -> set[str]:
-    """Objects, whatever their version, in which a deleted image is, or that are of a retired stage."""
+    """Objects, whatever their version, in which a deleted image is, or that are of a retired stage or measure one."""
     samples = all_samples()
     images = [bytes(samples.images[row]) for row, name in enumerate(samples.ids.to_pylist()) if name in set(deleted)]
     assert len(images) == len(deleted)
     inside = {path for (path, _), data in versions.contents().items() if any(image in data for image in images)}
     return inside | {
-        path for path, _ in versions.contents() if path.startswith("stages/") and path.split("/")[1] in retired
+        path
+        for path, _ in versions.contents()
+        if path.startswith("reports/evaluation-") or (path.startswith("stages/") and path.split("/")[1] in retired)
     }
 
 
@@ -98,11 +100,12 @@ def forget_and_unlearn(run: Run) -> tuple[list[str], Certificate]:
 def test_no_version_holds_a_deleted_sample(versions: Versions, policy: str) -> None:
     run = make(versions, policy)
     run.train(runner="local")
+    run.evaluate(runner="local")
     deleted, certificate = forget_and_unlearn(run)
     left = traces(versions, run, deleted, set(certificate.retired_stages))
     assert certificate.retired_stages
     if policy == "warn":  # that is what a look at current objects does not show, and what must be said
-        assert {path.split("/")[0] for path in left} == {"slices", "stages"}
+        assert {path.split("/")[0] for path in left} == {"reports", "slices", "stages"}
         assert (certificate.deleted_objects, certificate.retention) == ("kept", KEEPS)
         assert certificate.claim.endswith(f"But {KEEPS}.")
     else:
@@ -150,7 +153,7 @@ def test_it_is_said_wherever_one_looks(versions: Versions, caplog: pytest.LogCap
     assert run.status().retention.sentence == KEEPS
     asked = programs.ray_sisa("status", run.store.uri).wait()
     assert KEEPS in asked.out
-    assert run.check().notes == (f"{KEEPS}: 0 of samples, features and stages",)
+    assert run.check().notes == (f"{KEEPS}: 0 of samples, features, stages and measurements",)
     _, certificate = forget_and_unlearn(run)
     assert int(run.check().notes[0].rpartition(": ")[2].split()[0]) > len(certificate.retired_stages)
     assert run.check().ok

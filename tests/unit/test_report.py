@@ -25,10 +25,10 @@ from ray_sisa.config_values import make_config
 from ray_sisa.costs import RequestRow
 from ray_sisa.digests import seal
 from ray_sisa.errors import StoreError
-from ray_sisa.layout import measurement, report
+from ray_sisa.layout import PAGE, measurement, report
 from ray_sisa.printing_measures import evaluated, no_attack
 from ray_sisa.records import EpochMetrics, StageRecord
-from ray_sisa.report import NAME, make_page, render, seconds, write_report
+from ray_sisa.report import make_page, render, seconds, write_report
 from ray_sisa.run import Run
 
 SVG = "data:image/svg+xml;base64,"
@@ -284,17 +284,17 @@ def test_a_run_that_forgot_everything_has_a_page(story: Story) -> None:
 
 def test_it_replaces_the_page_in_the_store(story: Story) -> None:
     uri = write_report(story.run)
-    assert uri == f"{story.run.store.uri}/reports/{NAME}"
+    assert uri == f"{story.run.store.uri}/reports/{PAGE}"
     assert write_report(story.run) == uri
-    assert [path for path in story.run.store.sizes("reports") if path.endswith(".html")] == [report(NAME)]
+    assert [path for path in story.run.store.sizes("reports") if path.endswith(".html")] == [report(PAGE)]
 
 
 def test_a_path_gets_the_page_and_the_store_does_not(story: Story, tmp_path: Path) -> None:
-    before = story.run.store.get(report(NAME))
+    before = story.run.store.get(report(PAGE))
     path = tmp_path / "folder" / "page.html"
     assert write_report(story.run, path) == str(path)
     assert Page(path.read_text(encoding="utf-8")).problems == []
-    assert story.run.store.get(report(NAME)) == before
+    assert story.run.store.get(report(PAGE)) == before
 
 
 def test_a_path_that_cannot_be_written_is_named(story: Story, tmp_path: Path) -> None:
