@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 
+NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
 _USER_INFORMATION = re.compile(r"(:/+)\S+(?:@|%40)")  # greedy: a secret may hold what ends it elsewhere
 
 
@@ -20,11 +21,13 @@ def redacted(text: str) -> str:
 def escaped(text: str, keep: str = "") -> str:
     """The text with everything but printable characters, and those to `keep`, written as Python escapes them.
 
-    So no escape sequence reaches a terminal, no newline fakes a line, and nothing turns the direction of writing.
+    A no-break space, which stands between numbers and their units here, counts as printable. So no escape sequence
+    reaches a terminal, no newline fakes a line, and nothing turns the direction of writing.
     """
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+    kept = keep + NO_BREAK_SPACE
+    return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text)
 
 
 class Formatter(logging.Formatter):

@@ -99,3 +99,9 @@ def test_findings_of_a_check() -> None:
     finding = Finding(path=EVIL, problem=EVIL, meaning="m", remedy="r", repairable=False)
     answer = printing.checked(Checked(findings=(finding,), notes=(EVIL,), objects=1, bytes=1, sound=True))
     assert_shown(answer.text, lines=5)
+
+
+def test_units_stand_beside_their_numbers() -> None:
+    """A no-break space is no character that anybody hides behind."""
+    assert escaped("98.9\N{NO-BREAK SPACE}%\x1b[2J") == "98.9\N{NO-BREAK SPACE}%\\x1b[2J"
+    assert "98.9\N{NO-BREAK SPACE}%" in table([("top-1", "98.9\N{NO-BREAK SPACE}%")])
